@@ -1,0 +1,1 @@
+"""What speaks to the outside: the DICOM network, DICOM objects, configuration and the process."""

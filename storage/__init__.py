@@ -1,0 +1,1 @@
+"""What outlives the process: received and encoded files, and the database."""
