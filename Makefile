@@ -1,0 +1,24 @@
+# `make demo` runs the main job, `make test` passes the tests; each makes the environment it needs in .venv/.
+PYTHON ?= python3
+PIP = .venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation
+
+.PHONY: demo test lint clean
+
+demo: .venv/ready
+	.venv/bin/qct-node demo
+
+test: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/pytest
+
+# pyradiomics has only a source package, and needs numpy, setuptools and wheel before it can build.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) pip setuptools wheel numpy
+	PYTHONPATH=.ci/pyradiomics-build $(PIP) pyradiomics==3.0.1
+	$(PIP) --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv demo-output .pytest_cache .mypy_cache .ruff_cache
