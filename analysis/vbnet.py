@@ -29,9 +29,7 @@ from analysis.errors import ModelError
 FORMAT = "qct-vbnet-1"
 
 COARSE_TISSUES = ("background", "vertebral body", "posterior elements", "sacrum", "rib", "other bone")
-COARSE_LEVELS = (
-    ("cervical",) + tuple(f"T{i}" for i in range(1, 13)) + tuple(f"L{i}" for i in range(1, 6)) + ("L6",)
-)
+COARSE_LEVELS = ("cervical",) + tuple(f"T{i}" for i in range(1, 13)) + tuple(f"L{i}" for i in range(1, 6)) + ("L6",)
 FINE_TISSUES = (
     "background", "posterior elements", "body cortex", "body cancellous", "other vertebra or sacrum", "rib",
 )  # fmt: skip
