@@ -36,6 +36,7 @@ REASONS: dict[str, ReasonText] = {
     "DERIVED_IMAGE": ReasonText("The images are derived, not original", "Send the original axial series"),
     "TOO_FEW_SLICES": ReasonText("Too few slices", "Send the complete series"),
     "PIXELS_UNREADABLE": ReasonText("Pixel data cannot be decoded", "Send the images again"),
+    "MIXED_GEOMETRY": ReasonText("The slices do not make one volume", "Send one axial series"),
     # protocol
     "PROTOCOL_KVP": ReasonText("The tube voltage is not allowed", "Scan as the protocol says"),
     "PROTOCOL_THICKNESS": ReasonText("The slices are too thick", "Reconstruct thinner slices"),

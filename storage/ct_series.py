@@ -1,0 +1,134 @@
+"""A received series on disk -> CT volume, header and slice headers in one order; refuses what cannot be trusted."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, tzinfo
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+
+from analysis.errors import UnusableSeriesError
+from analysis.results import SeriesHeader
+from analysis.volume import CtVolume
+from storage.ct_geometry import stack_slices
+from storage.ct_header import number, read_header, text
+from storage.enhanced_ct import ENHANCED_CT_CLASSES, split_frames
+
+AIR_HU = -1024.0  # what padding becomes
+PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CtSeries:
+    """One readable series. `datasets[k]` is the header (no pixels) of slice k of `volume.hu`."""
+
+    volume: CtVolume
+    header: SeriesHeader
+    datasets: tuple[Dataset, ...]
+
+
+def load_ct_series(paths: Iterable[Path], site_timezone: tzinfo = UTC) -> CtSeries:
+    """Read the slices of one CT series.
+
+    Raises
+    ------
+    UnusableSeriesError : geometry (see `stack_slices`), NOT_HU, LOSSY, PIXELS_UNREADABLE, MIXED_GEOMETRY
+    """
+    datasets = _without_copies(_read_all(paths))
+    series_uids = {str(ds.get("SeriesInstanceUID", "")) for ds in datasets}
+    if len(series_uids) != 1:
+        raise UnusableSeriesError(
+            "MIXED_GEOMETRY", f"{len(series_uids)} series found in one volume; exactly one expected"
+        )
+    stack = stack_slices(datasets)
+    ordered = [datasets[i] for i in stack.order]
+    _check_pixels_are_hu(ordered)
+    hu = _read_hu(ordered)
+    for ds in ordered:
+        _drop_pixels(ds)
+    return CtSeries(CtVolume(hu, stack.affine), read_header(ordered, stack.spacing_mm, site_timezone), tuple(ordered))
+
+
+def _read_all(paths: Iterable[Path]) -> list[Dataset]:
+    datasets: list[Dataset] = []
+    for path in paths:
+        try:
+            ds = dcmread(path)
+        except (InvalidDicomError, OSError, EOFError, ValueError) as error:
+            raise UnusableSeriesError("PIXELS_UNREADABLE", f"an instance cannot be read as DICOM: {error}") from error
+        enhanced = ds.get("SOPClassUID") in ENHANCED_CT_CLASSES
+        datasets.extend(split_frames(ds) if enhanced else [ds])
+    return datasets
+
+
+def _without_copies(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Each SOP Instance (and frame) once: an instance that arrived twice is no duplicate slice."""
+    return list({_identity(ds, index): ds for index, ds in enumerate(datasets)}.values())
+
+
+def _identity(ds: Dataset, index: int) -> tuple[str | int, int]:
+    """SOP Instance UID and frame; anonymised files may lack the UID, then every file stands for itself."""
+    return ds.get("SOPInstanceUID") or index, int(ds.get("InConcatenationNumber", 0))
+
+
+def _check_pixels_are_hu(datasets: Sequence[Dataset]) -> None:
+    for ds in datasets:
+        slope, intercept = number(ds, "RescaleSlope"), number(ds, "RescaleIntercept")
+        if slope is None or intercept is None or not np.isfinite([slope, intercept]).all() or slope <= 0:
+            raise UnusableSeriesError(
+                "NOT_HU",
+                f"RescaleSlope {slope}, RescaleIntercept {intercept} found; finite numbers expected",
+            )
+        if (kind := text(ds, "RescaleType")) not in (None, "HU"):
+            raise UnusableSeriesError("NOT_HU", f"RescaleType {kind} found; HU expected; send the original CT images")
+        if text(ds, "LossyImageCompression") == "01":
+            raise UnusableSeriesError(
+                "LOSSY", "LossyImageCompression 01 found; 00 expected; send images without lossy compression"
+            )
+
+
+def _read_hu(datasets: Sequence[Dataset]) -> NDArray[np.float32]:
+    hu = np.empty((len(datasets), int(datasets[0].Rows), int(datasets[0].Columns)), np.float32)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for index, plane in enumerate(pool.map(_slice_hu, datasets)):
+            hu[index] = plane
+    return hu
+
+
+def _slice_hu(ds: Dataset) -> NDArray[np.float32]:
+    """Rescaled pixels of one slice; padding and everything below air become -1024 HU."""
+    try:
+        stored = ds.pixel_array
+    except (AttributeError, ValueError, RuntimeError, NotImplementedError, TypeError) as error:
+        uid = ds.get("SOPInstanceUID", "unknown")
+        raise UnusableSeriesError(
+            "PIXELS_UNREADABLE", f"pixels of instance {uid} cannot be decoded: {error}"
+        ) from error
+    if stored.shape != (int(ds.Rows), int(ds.Columns)):
+        raise UnusableSeriesError(
+            "PIXELS_UNREADABLE", f"pixel array {stored.shape} found; {(ds.Rows, ds.Columns)} expected"
+        )
+    hu = stored.astype(np.float32) * np.float32(ds.RescaleSlope) + np.float32(ds.RescaleIntercept)
+    if (padding := _padding_value(ds, stored.dtype)) is not None:
+        hu[stored == padding] = AIR_HU
+    return np.maximum(hu, AIR_HU, out=hu)
+
+
+def _padding_value(ds: Dataset, dtype: np.dtype) -> int | None:  # type: ignore[type-arg]
+    """PixelPaddingValue in the pixels' own type: some scanners write -2000 as unsigned 63536 (PS3.3 C.7.5.1.1.2)."""
+    padding = number(ds, "PixelPaddingValue")
+    if padding is None:
+        return None
+    return int(np.array(int(padding) & 0xFFFF, np.uint16).astype(dtype))
+
+
+def _drop_pixels(ds: Dataset) -> None:
+    for keyword in PIXEL_KEYWORDS:
+        if keyword in ds:
+            delattr(ds, keyword)
+    # pydicom caches the decoded array on the dataset
+    ds._pixel_array = None
