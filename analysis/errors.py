@@ -10,6 +10,7 @@
     │   ├── NoVertebraError       no spine, or no level that may be named
     │   ├── VoiError              no valid VOI in this vertebra
     │   └── NoValidCalibrationError
+    ├── EncodingError             a result does not fit its source images; nothing of it is sent
     ├── ModelError                a weights or model file is missing, damaged or does not fit
     └── DeliveryError             the PACS is away or refuses; retried later when transient
 
@@ -73,6 +74,10 @@ class NoValidCalibrationError(AnalysisError):
 
 class ModelError(QctError):
     """A network or classification model is missing, damaged or does not fit."""
+
+
+class EncodingError(QctError):
+    """A result cannot be written as DICOM, or what was written contradicts the source images or the result."""
 
 
 class DeliveryError(QctError):
