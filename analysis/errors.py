@@ -12,6 +12,7 @@
     │   └── NoValidCalibrationError
     ├── EncodingError             a result does not fit its source images; nothing of it is sent
     ├── ModelError                a weights or model file is missing, damaged or does not fit
+    ├── DatabaseError             refuse to start: the database is damaged, newer than this version, or away
     └── DeliveryError             the PACS is away or refuses; retried later when transient
 
 A message says what was found, what was expected and what to do. It never holds a patient's name or ID.
@@ -78,6 +79,10 @@ class ModelError(QctError):
 
 class EncodingError(QctError):
     """A result cannot be written as DICOM, or what was written contradicts the source images or the result."""
+
+
+class DatabaseError(QctError):
+    """The database is damaged, was written by a newer version, or cannot be reached; nothing may start."""
 
 
 class DeliveryError(QctError):
