@@ -115,6 +115,7 @@ class RodMeasurement:
     centre_lps_mm: tuple[float, float, float]
     axial_slope_hu_per_mm: float
     standard_error_hu: float                     # with noise correlation taken into account
+    axial_slope_se_hu_per_mm: float = 0.0
 
 
 class PhantomSetup(StrEnum):
@@ -195,6 +196,7 @@ class Calibration:
     accepted: bool
     reasons: tuple[Reason, ...]
     software_version: str
+    header: SeriesHeader | None = None           # of the phantom scan, for the soft differences
 
 
 @dataclass(frozen=True, slots=True)
