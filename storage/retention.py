@@ -1,0 +1,58 @@
+"""How long received files stay: only those of delivered studies are ever removed, and only after the configured days.
+
+Rows stay; a file that is sent again later is taken back without new work.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from storage.database import SessionFactory
+from storage.inbox import Inbox
+from storage.received_tables import InstanceRow, StudyRow
+
+PURGE_BATCH = 500  # files per transaction
+
+
+def purge_delivered(sessions: SessionFactory, inbox: Inbox, retention_days: float, now: datetime) -> int:
+    """Remove the files of studies delivered longer ago than the retention; returns the bytes freed."""
+    freed = 0
+    while True:
+        with sessions.begin() as session:
+            paths = purgeable_paths(session, now - timedelta(days=retention_days), PURGE_BATCH)
+            mark_purged(session, paths, now)
+        if not paths:
+            return freed
+        freed += inbox.remove(paths)
+
+
+def mark_delivered(session: Session, study_instance_uid: str, version: int, now: datetime) -> None:
+    """The results of this version are delivered; retention counts from here, unless a newer version is open."""
+    session.execute(
+        update(StudyRow)
+        .where(StudyRow.study_instance_uid == study_instance_uid, StudyRow.delivered_version < version)
+        .values(delivered_version=version, delivered_at=now)
+    )
+
+
+def purgeable_paths(session: Session, delivered_before: datetime, limit: int) -> tuple[str, ...]:
+    """Files of studies whose newest version was delivered before the moment; nothing undelivered is ever among them."""
+    return tuple(
+        session.scalars(
+            select(InstanceRow.path)
+            .join(StudyRow, StudyRow.study_instance_uid == InstanceRow.study_instance_uid)
+            .where(
+                StudyRow.delivered_version == StudyRow.version,
+                StudyRow.delivered_at < delivered_before,
+                InstanceRow.purged_at.is_(None),
+            )
+            .limit(limit)
+        )
+    )
+
+
+def mark_purged(session: Session, paths: Sequence[str], now: datetime) -> None:
+    """The files of these instances are about to be removed; commit before removing them."""
+    session.execute(update(InstanceRow).where(InstanceRow.path.in_(paths)).values(purged_at=now))
