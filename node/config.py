@@ -1,0 +1,203 @@
+"""config.yaml -> frozen records; lower layers receive single values of it, never the Config.
+
+Each section is the settings dataclass of the module that it sets: its fields are the keys, its defaults the defaults.
+Text in the file may hold `${NAME}` (environment) and `${credential:NAME}` (content of a systemd credential).
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from annotated_types import Ge, Gt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from analysis.bmd import BmdLimits
+from analysis.calibration import CalibrationLimits
+from analysis.errors import ConfigError
+from analysis.phantom_types import MINDWAYS_MODEL_3_CT
+from analysis.protocol import ProtocolReference
+from analysis.results import PhantomSpec
+from analysis.voi import VoiRule
+from node.config_file import ConfigFile, Fault, read_config_file
+from node.destinations import AeTitle, Destination, Port
+from node.encoded import EncodingSettings
+from node.series_kind import SeriesRules
+from storage.database import sqlite_url
+from storage.jobs import RetryRules
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """The node's own place in the network."""
+
+    ae_title: AeTitle = "QCT-NODE"
+    bind_address: str = "0.0.0.0"
+    port: Port = 11112
+    timezone: str = "UTC"  # of the scanners' clocks, for headers without a zone
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    folder: Path = Path("/var/lib/qct-node")
+    database_url: str = field(default="", repr=False)  # may hold a password
+    keep_delivered_days: Annotated[float, Ge(0)] = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """How analyses are run."""
+
+    worker_processes: Annotated[int, Ge(1)] = 1
+    cluster: str = ""
+    time_limit_s: Annotated[float, Gt(0)] = 900.0
+    memory_limit_mb: Annotated[int, Gt(0)] = 8192
+    lease_s: Annotated[float, Gt(0)] = 60.0
+    stop_grace_s: Annotated[float, Ge(0)] = 20.0
+    retries: RetryRules = RetryRules()
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingSettings:
+    level: str = "INFO"
+
+
+@checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=False))
+class Config:
+    """Everything that a site decides."""
+
+    node: NodeSettings = NodeSettings()
+    storage: StorageSettings = StorageSettings()
+    jobs: JobSettings = JobSettings()
+    destinations: tuple[Destination, ...] = ()
+    series: SeriesRules = SeriesRules()
+    phantoms: tuple[PhantomSpec, ...] = (
+        PhantomSpec(
+            "4541A",
+            MINDWAYS_MODEL_3_CT.name,
+            MINDWAYS_MODEL_3_CT.material,
+            MINDWAYS_MODEL_3_CT.rods,
+            MINDWAYS_MODEL_3_CT.rod_diameter_mm,
+            MINDWAYS_MODEL_3_CT.rod_pitch_mm,
+        ),
+    )
+    calibration: CalibrationLimits = CalibrationLimits()
+    protocol: ProtocolReference = ProtocolReference()
+    voi: VoiRule = VoiRule()
+    bmd: BmdLimits = BmdLimits()
+    results: EncodingSettings = EncodingSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    @property
+    def database_url(self) -> str:
+        return self.storage.database_url or sqlite_url(self.storage.folder / "node.sqlite")
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises
+    ------
+    ConfigError : every fault, one line each: `file:line key: found, expected`
+    """
+    file = read_config_file(path)
+    config, faults = _validate(file)
+    if config is not None:
+        faults += list(_contradictions(config))
+    if faults:
+        raise ConfigError("\n".join(file.line(fault) for fault in sorted(set(faults), key=file.position)))
+    assert config is not None
+    return config
+
+
+def load_config_or_default(path: Path | None) -> Config:
+    """The given file; else ./config.yaml where there is one; else the defaults."""
+    if path is None and not Path("config.yaml").is_file():
+        return Config()
+    return load_config(path or Path("config.yaml"))
+
+
+def _validate(file: ConfigFile) -> tuple[Config | None, list[Fault]]:
+    try:
+        return TypeAdapter(Config).validate_python(file.values), list(file.faults)
+    except ValidationError as error:
+        return None, [*file.faults, *(file.explain(found, Config) for found in error.errors(include_url=False))]
+
+
+def _contradictions(config: Config) -> Iterator[Fault]:
+    """What each value alone cannot show."""
+    for check in CHECKS:
+        yield from check(config)
+
+
+def _check_timezone(config: Config) -> Iterator[Fault]:
+    try:
+        ZoneInfo(config.node.timezone)
+    except (ZoneInfoNotFoundError, ValueError):
+        yield Fault(("node", "timezone"), f"found {config.node.timezone!r}, expected a name such as 'Europe/Berlin'")
+
+
+def _check_level(config: Config) -> Iterator[Fault]:
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
+    if config.logging.level not in levels:
+        yield Fault(("logging", "level"), f"found {config.logging.level!r}, expected one of {', '.join(levels)}")
+
+
+def _check_cluster(config: Config) -> Iterator[Fault]:
+    if config.jobs.cluster and not re.fullmatch(r"(tcp|tls)://[^:/]+:\d+", config.jobs.cluster):
+        yield Fault(("jobs", "cluster"), f"found {config.jobs.cluster!r}, expected tcp://HOST:PORT or nothing")
+
+
+def _check_destinations(config: Config) -> Iterator[Fault]:
+    names = [destination.name for destination in config.destinations]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Fault(("destinations", index, "name"), f"found {name!r} twice, expected a name of its own")
+    for index, destination in enumerate(config.destinations):
+        tls = destination.tls
+        if (tls.certificate_file is None) != (tls.key_file is None):
+            yield Fault(("destinations", index, "tls"), "found one of certificate_file and key_file, expected both")
+        for key in ("ca_file", "certificate_file", "key_file"):
+            path = getattr(tls, key)
+            if tls.enabled and path is not None and not path.is_file():
+                yield Fault(("destinations", index, "tls", key), f"found no file at {path}, expected a PEM file")
+
+
+def _check_phantoms(config: Config) -> Iterator[Fault]:
+    serials = [(phantom.serial, phantom.valid_from) for phantom in config.phantoms]
+    for index, phantom in enumerate(config.phantoms):
+        if serials[index] in serials[:index]:
+            yield Fault(
+                ("phantoms", index, "serial"),
+                f"found {phantom.serial!r} twice with the same valid_from, expected different ones",
+            )
+        if len(phantom.rods) < 2:
+            yield Fault(("phantoms", index, "rods"), f"found {len(phantom.rods)} rods, expected at least 2")
+
+
+def _check_series(config: Config) -> Iterator[Fault]:
+    try:
+        groups = re.compile(config.series.phantom_serial_regex).groups
+    except re.error as error:
+        yield Fault(("series", "phantom_serial_regex"), f"found a pattern that does not compile ({error})")
+    else:
+        if groups < 1:
+            yield Fault(("series", "phantom_serial_regex"), "found no group, expected one in round brackets")
+
+
+def _check_bmd(config: Config) -> Iterator[Fault]:
+    limits = config.bmd
+    if limits.osteoporosis_below_mg_cm3 >= limits.normal_above_mg_cm3:
+        yield Fault(
+            ("bmd", "osteoporosis_below_mg_cm3"),
+            f"found {limits.osteoporosis_below_mg_cm3:g}, expected less than normal_above_mg_cm3 "
+            f"({limits.normal_above_mg_cm3:g})",
+        )
+
+
+CHECKS: tuple[Callable[[Config], Iterator[Fault]], ...] = (
+    _check_timezone, _check_level, _check_cluster, _check_destinations, _check_phantoms, _check_series, _check_bmd,
+)  # fmt: skip
