@@ -1,0 +1,163 @@
+"""The fine network on one vertebra after the other: tissue probabilities in a crop, and what they say of ribs and edges."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from analysis.resampling import CanonicalView, IsotropicGrid, ViewBox, box_around, inside, resample, to_view, view_box
+from analysis.vbnet import LoadedNetwork, centroid_cue, normalise_hu
+
+# Classes of the fine tissue head, see `analysis.vbnet.FINE_TISSUES`.
+POSTERIOR, CORTEX, CANCELLOUS, NEIGHBOUR, RIB = 1, 2, 3, 4, 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FineCrop:
+    """One vertebra after the fine network.
+
+    grid : the crop's grid along the view's axes
+    probabilities : float32, (6, D, H, W)
+    centroid_mm : (3,) of the body along the view's axes
+    body_ml : volume of body cortex and cancellous bone
+    touches_edge : the body reaches the first or last voxels of the series
+    rib_contact : 0..1, None where the sides are not in the volume
+    """
+
+    grid: IsotropicGrid
+    probabilities: Tensor
+    centroid_mm: NDArray[np.float64]
+    body_ml: float
+    touches_edge: bool
+    rib_contact: float | None
+
+
+def crop_grid(network: LoadedNetwork, centroid_mm: NDArray[np.float64]) -> IsotropicGrid:
+    """The crop around a body centroid, shifted to hold the posterior elements as in training."""
+    config = network.config
+    return box_around(centroid_mm + np.array(config.crop_offset_mm), config.spacing_mm, config.patch_size)
+
+
+def crop_input(view: CanonicalView, grid: IsotropicGrid, network: LoadedNetwork, device: torch.device) -> Tensor:
+    """(2, D, H, W): normalised CT and the Gaussian that marks the target."""
+    config = network.config
+    offset = tuple(-c for c in config.crop_offset_mm)
+    cue = centroid_cue(config, (offset[0], offset[1], offset[2]), grid.shape).to(device)
+    return torch.stack((normalise_hu(resample(view, grid, device), config), cue))
+
+
+def keep_target(probabilities: Tensor, network: LoadedNetwork) -> Tensor:
+    """Remove what is not connected to the target: the body component nearest the cue and the posterior part touching it.
+
+    Voxels outside are given to the background. Components are those of the argmax classes, grown by two voxels so that
+    the soft rim of the kept part survives.
+    """
+    classes = probabilities.argmax(dim=0).cpu().numpy()
+    body = (classes == CORTEX) | (classes == CANCELLOUS)
+    body = largest_component(body, _cue_index(network, probabilities))
+    target = largest_component(body | ((classes == POSTERIOR) & _near(classes, network)), None)
+    rim = ndimage.binary_dilation(target, iterations=2)
+    keep = torch.from_numpy(rim).to(probabilities.device)
+    result = probabilities.clone()
+    removed = result[1:4].sum(dim=0) * ~keep
+    result[1:4] *= keep
+    result[0] += removed
+    return result
+
+
+def _near(classes: NDArray[np.int64], network: LoadedNetwork) -> NDArray[np.bool_]:
+    """Posterior elements are accepted in the whole crop; the hook for a narrower rule."""
+    return np.ones(classes.shape, dtype=bool)
+
+
+def _cue_index(network: LoadedNetwork, probabilities: Tensor) -> NDArray[np.float64]:
+    config = network.config
+    shape = np.array(probabilities.shape[1:])
+    index: NDArray[np.float64] = (shape - 1) / 2 - np.array(config.crop_offset_mm) / config.spacing_mm
+    return index
+
+
+def largest_component(mask: NDArray[np.bool_], near: NDArray[np.float64] | None) -> NDArray[np.bool_]:
+    """The largest 6-connected component; with `near`, size counts less with distance from that index (e-fold 12 voxels)."""
+    labelled, n = ndimage.label(mask)
+    if n <= 1:
+        return mask
+    sizes = np.bincount(labelled.ravel())[1:].astype(np.float64)
+    if near is not None:
+        centres = np.array(ndimage.center_of_mass(mask, labelled, range(1, n + 1)))
+        sizes *= np.exp(-np.linalg.norm(centres - near, axis=1) / 12.0)
+    result: NDArray[np.bool_] = labelled == 1 + int(sizes.argmax())
+    return result
+
+
+def summarise(view: CanonicalView, grid: IsotropicGrid, probabilities: Tensor, network: LoadedNetwork) -> FineCrop:
+    """Clean the crop and measure it."""
+    cleaned = keep_target(probabilities, network)
+    body = cleaned[CORTEX] + cleaned[CANCELLOUS]
+    voxel_ml = grid.spacing_mm**3 / 1000.0
+    body_ml = float(body.sum()) * voxel_ml
+    index = weighted_centre(body)
+    edge = _touches_edge(view, grid, (body > 0.5).cpu().numpy())
+    contact = rib_contact(view, grid, cleaned, index)
+    return FineCrop(grid, cleaned, grid.to_axis_mm(index), body_ml, edge, contact)
+
+
+def weighted_centre(weights: Tensor) -> NDArray[np.float64]:
+    """Centre of mass in voxels; the middle of the box when empty."""
+    total = float(weights.sum())
+    if total < 1e-3:
+        return (np.array(weights.shape) - 1) / 2.0
+    sums = [
+        float((weights.sum(dim=[a for a in range(3) if a != axis]) * torch.arange(n, device=weights.device)).sum())
+        for axis, n in enumerate(weights.shape)
+    ]
+    return np.array(sums) / total
+
+
+def _touches_edge(view: CanonicalView, grid: IsotropicGrid, body: NDArray[np.bool_]) -> bool:
+    """The body has voxels within one voxel (of the coarser kind) of the series' border, along any axis."""
+    for axis in range(3):
+        occupied = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis)))
+        if occupied.size == 0:
+            continue
+        ends_mm = grid.origin_mm[axis] + occupied[[0, -1]] * grid.spacing_mm
+        margin_mm = max(grid.spacing_mm, 0.75 * float(view.spacing_mm[axis]))
+        last_mm = (view.shape[axis] - 1) * float(view.spacing_mm[axis])
+        if ends_mm[0] < margin_mm or ends_mm[1] > last_mm - margin_mm:
+            return True
+    return False
+
+
+def rib_contact(
+    view: CanonicalView, grid: IsotropicGrid, probabilities: Tensor, centre: NDArray[np.float64]
+) -> float | None:
+    """How surely a rib touches the target: volume of rib within 5 mm of it, larger of the two sides.
+
+    None when the volume does not reach 34 mm to either side of the centroid. 0.15 ml is doubtful, 0.3 ml is sure.
+    """
+    if not _sides_in_view(view, grid, centre):
+        return None
+    target = (probabilities[1:4].sum(dim=0) > 0.5).cpu().numpy()
+    reach = max(1, int(round(5.0 / grid.spacing_mm)))
+    near = ndimage.binary_dilation(target, ndimage.generate_binary_structure(3, 1), iterations=reach)
+    rib = probabilities[RIB].cpu().numpy() * near
+    middle = int(round(float(centre[2])))
+    volume_ml = max(float(rib[:, :, :middle].sum()), float(rib[:, :, middle:].sum())) * grid.spacing_mm**3 / 1000.0
+    return float(1.0 / (1.0 + np.exp(-np.clip((volume_ml - 0.15) / 0.05, -30, 30))))
+
+
+def _sides_in_view(view: CanonicalView, grid: IsotropicGrid, centre: NDArray[np.float64]) -> bool:
+    lateral_mm = float(grid.to_axis_mm(centre)[2]) + np.array([-34.0, 34.0])
+    return bool(inside(lateral_mm / float(view.spacing_mm[2]), view.shape[2]).all())
+
+
+def on_view(crop: FineCrop, view: CanonicalView, margin: int, device: torch.device) -> tuple[ViewBox, Tensor] | None:
+    """The crop's probabilities on the series' own voxels: (box, (4, d, h, w) background, posterior, cortex, cancellous)."""
+    box = view_box(view, crop.grid, margin, device)
+    if box is None:
+        return None
+    kept = torch.cat((crop.probabilities[:1] + crop.probabilities[4:].sum(dim=0, keepdim=True), crop.probabilities[1:4]))
+    return box, to_view(kept, box)
