@@ -1,0 +1,325 @@
+"""A procedural torso as label maps: every vertebra, rib and organ where anatomy puts it, with known density.
+
+Two grids: organs on a coarse one, the spine with sacrum and rib heads on one of half the spacing. Distances to the bone
+surface are kept, so that thin cortex can be painted with its true thickness on either grid.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from analysis.simulation.organs import Body, BuildSpec, Tissue, TissueMap, paint_tissue
+from analysis.simulation.shapes import Bone, Field, Grid, Pose, draw_rod, pose_from_angles, rod_distance, smooth_union
+from analysis.simulation.skeleton import (
+    BoneMap,
+    Chest,
+    Part,
+    add_chest_front,
+    add_pelvis,
+    add_ribs,
+    add_sacrum,
+    empty_bone_map,
+    join_bone,
+)
+from analysis.simulation.spine_curve import PlacedVertebra, SpineSpec, height_of, place_spine
+from analysis.simulation.vertebra import VertebraField, VertebraLook, evaluate_vertebra
+
+BODY_POSTERIOR, BODY_CORTEX, BODY_CANCELLOUS = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class MarrowSpec:
+    """Cancellous bone: density in mg/cm3 K2HPO4 equivalent and its texture."""
+
+    density_mg_cm3: float = 120.0                # of L1
+    level_step_mg_cm3: float = 1.0               # per level upwards
+    level_sd_mg_cm3: float = 4.0
+    densities_mg_cm3: tuple[tuple[str, float], ...] = ()   # exact means by level name, override the rest
+    texture_sd_mg_cm3: float = 22.0
+    texture_scale_mm: float = 1.0                # Gaussian sigma of the fine texture
+    patch_sd_mg_cm3: float = 6.0                 # slow variation across a body
+    patch_scale_mm: float = 6.0
+    endplate_gain: float = 0.10                  # denser towards the endplates
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """Findings put into the bone. Levels by name."""
+
+    islands: tuple[tuple[str, float], ...] = ()  # level and radius in mm
+    cement: tuple[str, ...] = ()
+    screws: tuple[str, ...] = ()
+    osteophyte_mm: float = 0.0
+    facet_growth: float = 1.0
+    concavity_mm: float = 2.0
+    short_last_rib: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TorsoSpec:
+    """Everything about the patient's body. `first` and `last` level bound the field of view ("S" = sacrum)."""
+
+    spine: SpineSpec = field(default_factory=SpineSpec)
+    build: BuildSpec = field(default_factory=BuildSpec)
+    marrow: MarrowSpec = field(default_factory=MarrowSpec)
+    extras: Extras = field(default_factory=Extras)
+    first: str = "T10"
+    last: str = "S"
+    margin_mm: float = 12.0
+    angles_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    spine_only: bool = False                     # leave out organs far from the spine (small fields of view)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LevelTruth:
+    """Known values of one vertebra. Means are over the cancellous core without vein and islands."""
+
+    name: str
+    label: int
+    centroid_lps_mm: tuple[float, float, float]
+    axis_lps: tuple[float, float, float]         # unit vector towards the head
+    density_mg_cm3: float
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Torso:
+    """Label maps with known density.
+
+    organs, bones : coarse grid; the bones of the coarse grid lack vertebrae and sacrum
+    spine : fine grid inside the coarse one (bone distance, part, VerSe labels)
+    spine_tissue : tissue between the bones on the fine grid
+    body : 0 none, 1 posterior elements, 2 body cortex, 3 body cancellous bone, fine grid
+    density_mg_cm3 : cancellous density on the fine grid, defined one voxel beyond the body, else 0
+    special_hu : HU of islands, cement and metal on the fine grid, NaN elsewhere
+    corner : index of the fine grid's first voxel in coarse voxels
+    """
+
+    organs: TissueMap
+    bones: BoneMap
+    spine: BoneMap
+    spine_tissue: NDArray[np.uint8]
+    body: NDArray[np.uint8]
+    density_mg_cm3: Field
+    special_hu: Field
+    corner: tuple[int, int, int]
+    levels: tuple[LevelTruth, ...]
+    placed: tuple[PlacedVertebra, ...]
+
+
+def make_torso(spec: TorsoSpec, spacing_mm: float = 0.75) -> Torso:
+    """Build the label maps. `spacing_mm` is that of the fine grid; the coarse one has twice as much."""
+    placed = place_spine(spec.spine)
+    chest = Chest(placed, spec.build.size * (1.0 if spec.build.male else 0.94))
+    coarse = _coarse_grid(spec, placed, 2 * spacing_mm)
+    organs = TissueMap(coarse, np.zeros(coarse.shape, np.uint8))
+    paint_tissue(organs, Body(placed, chest, spec.build), np.random.default_rng([spec.seed, 901]))
+    bones = empty_bone_map(coarse)
+    corner, fine = _fine_grid(spec, placed, coarse)
+    spine = empty_bone_map(fine)
+    builder = _SpineBuilder(spec, spine)
+    builder.add_vertebrae(placed)
+    for target in (bones, spine):
+        if target is spine:
+            add_sacrum(spine, placed[-1], spec.spine)
+        add_ribs(target, placed, chest, spec.extras.short_last_rib)
+        add_pelvis(target, placed[-1], spec.spine.size)
+    add_chest_front(bones, placed, chest)
+    tissue = _spine_tissue(organs, corner, fine, placed)
+    return Torso(organs, bones, spine, tissue, builder.body, builder.density, builder.special, corner,
+                 tuple(builder.levels), placed)
+
+
+def _pose(spec: TorsoSpec, placed: tuple[PlacedVertebra, ...]) -> Pose:
+    """Turn round the middle of the field of view, then shift."""
+    low, high = _extent(spec, placed)
+    pose = pose_from_angles(spec.angles_deg, (0.0, 0.0, (low + high) / 2))
+    return Pose(pose.rotation, pose.offset_mm + np.asarray(spec.shift_mm))
+
+
+def _extent(spec: TorsoSpec, placed: tuple[PlacedVertebra, ...]) -> tuple[float, float]:
+    """Patient z of the lower and upper end of the field of view."""
+    by_name = {v.name: v for v in placed}
+    first, last = by_name[spec.first], by_name[spec.last]
+    high = first.frame.origin_mm[2] + first.size.height_mm / 2 + spec.margin_mm
+    drop = 105.0 * spec.spine.size if last.name == "S" else last.size.height_mm / 2
+    return float(last.frame.origin_mm[2] - drop - spec.margin_mm), float(high)
+
+
+def _coarse_grid(spec: TorsoSpec, placed: tuple[PlacedVertebra, ...], spacing_mm: float) -> Grid:
+    low, high = _extent(spec, placed)
+    if spec.spine_only:
+        x, front, back = 75.0, -85.0, 105.0
+    else:
+        x = 185.0 * spec.build.size + spec.build.fat_mm + 10 + (75 if spec.build.arms == "down" else 0)
+        front, back = -150.0 * spec.build.size - 2.2 * spec.build.fat_mm - 30, 140.0 * spec.build.size + spec.build.fat_mm
+    size = np.array([high - low, back - front, 2 * x])
+    shape = tuple(int(n) for n in np.ceil(size / spacing_mm))
+    sx, sy, sz = spec.shift_mm
+    return Grid((shape[0], shape[1], shape[2]), (-x + sx, front + sy, low + sz), spacing_mm, _pose(spec, placed))
+
+
+def _fine_grid(spec: TorsoSpec, placed: tuple[PlacedVertebra, ...], coarse: Grid) -> tuple[tuple[int, int, int], Grid]:
+    """The box round the spine, aligned with the coarse voxels."""
+    low, high = _extent(spec, placed)
+    seen = [v for v in placed if low - 40 < v.frame.origin_mm[2] < high + 60] or list(placed)
+    points = coarse.pose.to_lps_mm(np.array([v.frame.origin_mm for v in seen]))
+    reach_y = 62 if spec.last == "S" else 0
+    first = np.array([points[:, 0].min() - 62, points[:, 1].min() - 32, coarse.origin_lps_mm[2]])
+    last = np.array([points[:, 0].max() + 62, max(points[:, 1].max() + 86, points[-1, 1] + reach_y + 24), np.inf])
+    index = [(p - np.asarray(coarse.origin_lps_mm)) / coarse.spacing_mm for p in (first, last)]
+    limit = np.array(coarse.shape)[::-1]
+    start = np.clip(np.floor(index[0]), 0, limit - 1).astype(int)[::-1]
+    stop = np.clip(np.ceil(np.minimum(index[1], limit)), 1, limit).astype(int)[::-1]
+    corner, half = (int(start[0]), int(start[1]), int(start[2])), coarse.spacing_mm / 2
+    origin = [coarse.origin_lps_mm[k] + corner[2 - k] * coarse.spacing_mm - half / 2 for k in range(3)]
+    n = 2 * (stop - start)
+    return corner, Grid((int(n[0]), int(n[1]), int(n[2])), (origin[0], origin[1], origin[2]), half, coarse.pose)
+
+
+def _spine_tissue(organs: TissueMap, corner: tuple[int, int, int], fine: Grid,
+                  placed: tuple[PlacedVertebra, ...]) -> NDArray[np.uint8]:
+    """Soft tissue of the fine grid: the coarse map, then discs, canal fat, dural sac and cord."""
+    z, y, x = (slice(c, c + n // 2) for c, n in zip(corner, fine.shape, strict=True))
+    tissue = organs.tissue[z, y, x].repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    _paint_canal(fine, tissue, placed)
+    for upper, lower in zip(placed[:-1], placed[1:], strict=True):
+        _paint_disc(fine, tissue, upper, lower)
+    return tissue
+
+
+def _paint_disc(fine: Grid, tissue: NDArray[np.uint8], upper: PlacedVertebra, lower: PlacedVertebra) -> None:
+    """An oval plate between two endplates, reaching a little into both (the bone is painted over it)."""
+    bottom = upper.frame.to_patient((0.0, 0.0, -upper.size.height_mm / 2))
+    top = lower.frame.to_patient((0.0, 0.0, lower.size.height_mm / 2 if lower.name != "S" else 0.0))
+    ends = [tuple(float(v) for v in p + s * (bottom - top) * 0.6) for p, s in ((bottom, 1), (top, -1))]
+    half_depth = upper.size.depth_mm / 2
+    rod = Bone(ends[0], ends[1], half_depth, half_depth, (upper.size.width_mm / upper.size.depth_mm, 1.0, 0.05))  # type: ignore[arg-type]
+    reach = np.array([upper.size.width_mm, upper.size.depth_mm, 20.0])
+    window = fine.window((bottom + top) / 2 - reach, (bottom + top) / 2 + reach)
+    if window is not None:
+        part = fine.part(window)
+        tissue[window][np.broadcast_to(rod_distance(part.coordinates(part.whole), rod) < 0, part.shape)] = Tissue.DISC
+
+
+def _paint_canal(fine: Grid, tissue: NDArray[np.uint8], placed: tuple[PlacedVertebra, ...]) -> None:
+    """Fat, dural sac and (down to L1) cord along the canal; nerve-root fat in the foramina."""
+    points = [v.frame.to_patient((0.0, v.size.depth_mm * 0.46 + v.size.canal_depth_mm / 2, 0.0)) for v in placed[:-1]]
+    points.append(placed[-1].frame.to_patient((0.0, 23.0, -10.0)))
+    points.append(placed[-1].frame.to_patient((0.0, 30.0, -40.0)))
+    ends = [(float(p[0]), float(p[1]), float(p[2])) for p in points]
+    last_cord = max(k for k, v in enumerate(placed) if v.position <= 13.1)
+    for kind, radius, stop in ((Tissue.FAT, 10.0, 99), (Tissue.CSF, 6.6, 99), (Tissue.CORD, 4.2, last_cord)):
+        field_mm = np.full(fine.shape, 9.0, np.float32)
+        for k in range(min(len(ends) - 1, stop)):
+            wide = 2.2 if kind is Tissue.FAT else 1.25
+            draw_rod(fine, field_mm, Bone(ends[k], ends[k + 1], radius, radius, (wide, 1.0, 1.0)))
+        tissue[field_mm < 0] = kind
+
+
+class _SpineBuilder:
+    """Collects the vertebrae of one torso: bone distance, body map, density, findings, truth."""
+
+    def __init__(self, spec: TorsoSpec, spine: BoneMap) -> None:
+        self.spec, self.spine = spec, spine
+        self.body = np.zeros(spine.grid.shape, np.uint8)
+        self.density = np.zeros(spine.grid.shape, np.float32)
+        self.special = np.full(spine.grid.shape, np.nan, np.float32)
+        self.levels: list[LevelTruth] = []
+
+    def add_vertebrae(self, placed: tuple[PlacedVertebra, ...]) -> None:
+        extras = self.spec.extras
+        for vertebra in placed[:-1]:
+            rng = np.random.default_rng([self.spec.seed, vertebra.label])
+            look = VertebraLook(extras.concavity_mm * rng.uniform(0.8, 1.2), extras.osteophyte_mm * rng.uniform(0.5, 1.2),
+                                extras.facet_growth)
+            target, found = self._target_density(vertebra, rng), evaluate_vertebra(self.spine.grid, vertebra, look)
+            if found is not None:
+                self._add(vertebra, found, target, rng)
+
+    def _target_density(self, vertebra: PlacedVertebra, rng: np.random.Generator) -> float:
+        marrow = self.spec.marrow
+        drift = marrow.level_step_mg_cm3 * (13.0 - vertebra.position) + marrow.level_sd_mg_cm3 * float(rng.normal())
+        usual = marrow.density_mg_cm3 + (drift if vertebra.name != "L1" else 0.0)
+        return dict(marrow.densities_mg_cm3).get(vertebra.name, usual)
+
+    def _add(self, vertebra: PlacedVertebra, found: VertebraField, target: float, rng: np.random.Generator) -> None:
+        step = self.spine.grid.spacing_mm
+        whole = smooth_union(found.body, found.posterior, 2.0)
+        part = np.where(found.body < step, Part.BODY, Part.POSTERIOR).astype(np.uint8)
+        join_bone(self.spine, found.window, whole, (part, vertebra.label), 1.2)
+        mine = self.spine.labels[found.window] == vertebra.label
+        view = self.body[found.window]
+        view[mine] = BODY_POSTERIOR
+        view[mine & (found.body < 0)] = BODY_CORTEX
+        view[mine & (found.body < -1.2)] = BODY_CANCELLOUS
+        density, core = self._density(found, target, rng)
+        near = found.body < 2 * step
+        self.density[found.window][near] = density[near]
+        self._add_findings(vertebra, found, rng)
+        self.levels.append(self._truth(vertebra, found, density[core & mine]))
+
+    def _density(self, found: VertebraField, target: float, rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
+        """Density field whose mean over the core is `target`, and that core."""
+        marrow, step = self.spec.marrow, self.spine.grid.spacing_mm
+        field_mg = np.full(found.body.shape, target, np.float32)
+        for sd, scale in ((marrow.texture_sd_mg_cm3, marrow.texture_scale_mm), (marrow.patch_sd_mg_cm3, marrow.patch_scale_mm)):
+            noise = gaussian_filter(rng.standard_normal(found.body.shape, dtype=np.float32), scale / step)
+            field_mg += sd * noise / max(float(noise.std()), 1e-6)
+        field_mg += marrow.endplate_gain * target * np.exp(np.clip(found.body, -20, 0) / 4.0)
+        core = (found.body < -2.0) & (found.vein < 0.02)
+        field_mg += target - (float(field_mg[core].mean()) if core.any() else target)
+        return np.asarray(np.maximum(field_mg, -120.0) * (1 - 0.85 * found.vein), dtype=np.float32), core
+
+    def _add_findings(self, vertebra: PlacedVertebra, found: VertebraField, rng: np.random.Generator) -> None:
+        extras, view = self.spec.extras, self.special[found.window]
+        x, y, z = found.local
+        for _, radius in (i for i in extras.islands if i[0] == vertebra.name):
+            cx, cy, cz = rng.uniform(-0.3, 0.3, 3) * (vertebra.size.width_mm, vertebra.size.depth_mm, vertebra.size.height_mm)
+            view[((x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2 < radius**2) & (found.body < -1)] = 750.0
+        if vertebra.name in extras.cement:
+            blob = np.hypot(np.hypot(x - 2, y + 2), 1.2 * z) + 2.5 * np.sin(x / 2.3) * np.cos(y / 2.9) * np.sin(z / 2.1)
+            view[(blob < 0.26 * vertebra.size.width_mm) & (found.body < -1)] = 1900.0
+        if vertebra.name in extras.screws:
+            for side in (-1.0, 1.0):
+                view[_screw(found.local, vertebra, side) < 0] = 3071.0
+
+    def _truth(self, vertebra: PlacedVertebra, found: VertebraField, core: NDArray[np.float32]) -> LevelTruth:
+        grid = self.spine.grid
+        centre = grid.pose.to_lps_mm(vertebra.frame.origin_mm)
+        axis = grid.pose.rotation @ vertebra.frame.axes[2]
+        inside = [all(0 <= i < n for i, n in zip(index, grid.shape, strict=True)) for index in _ends(grid, vertebra)]
+        mean = float(core.mean()) if core.size else float("nan")
+        return LevelTruth(vertebra.name, vertebra.label, tuple(map(float, centre)), tuple(map(float, axis)), mean, all(inside))  # type: ignore[arg-type]
+
+
+def _ends(grid: Grid, vertebra: PlacedVertebra) -> NDArray[np.float64]:
+    """Grid indices of the eight corners of the body's box: all inside = not cut."""
+    half = np.array([vertebra.size.width_mm, vertebra.size.depth_mm, vertebra.size.height_mm]) / 2
+    corners = np.array([[half[i] * (1 if (k >> i) & 1 else -1) for i in range(3)] for k in range(8)])
+    lps = grid.pose.to_lps_mm(vertebra.frame.to_patient(corners))
+    return ((lps - np.asarray(grid.origin_lps_mm)) / grid.spacing_mm)[:, ::-1]
+
+
+def _screw(local: tuple[Field, Field, Field], vertebra: PlacedVertebra, side: float) -> Field:
+    """A 6-mm screw through one pedicle."""
+    size = vertebra.size
+    x = size.canal_width_mm / 2 + 0.45 * size.pedicle_width_mm
+    z = size.height_mm / 2 - size.pedicle_height_mm / 2 - 1.5
+    return rod_distance(local, Bone((side * 0.5 * x, -0.3 * size.depth_mm, z - 3), (side * (x + 3), size.depth_mm / 2 + 30, z + 1),
+                                    3.0, 3.2))
+
+
+def field_of_view_mm(torso: Torso) -> tuple[float, float]:
+    """LPS z of the lower and upper end of the built anatomy."""
+    grid = torso.organs.grid
+    return grid.origin_lps_mm[2], grid.origin_lps_mm[2] + grid.spacing_mm * (grid.shape[0] - 1)
+
+
+def level_height_mm(torso: Torso, position: float) -> float:
+    """Patient z of a place on the level scale."""
+    return float(height_of(torso.placed, position))
