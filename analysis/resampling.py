@@ -18,6 +18,9 @@ from analysis.volume import CtVolume
 # Slices that are reduced together; bounds the memory of a large series to some 20 MB.
 SLICES_AT_ONCE = 16
 
+# Half width of the anti-aliasing triangle in output voxels; its variance is that of averaging over one voxel (h^2 / 6 = 1 / 12).
+TRIANGLE_HALF_WIDTH = 0.71
+
 # LPS component (row of the affine) along which canonical slices, rows and columns ascend: head, back, left.
 CANONICAL_COMPONENTS = (2, 1, 0)
 
@@ -154,7 +157,7 @@ def resample(view: CanonicalView, grid: IsotropicGrid, device: torch.device) -> 
     positions = _grid_positions(view, grid)
     spans, matrices = [], []
     for axis in range(3):
-        width = grid.spacing_mm / view.spacing_mm[axis]
+        width = TRIANGLE_HALF_WIDTH * grid.spacing_mm / view.spacing_mm[axis]
         full = interpolation_matrix(positions[axis], view.shape[axis], width)
         used = np.flatnonzero(full.any(axis=0))
         spans.append(slice(int(used[0]), int(used[-1]) + 1))
@@ -201,7 +204,7 @@ def view_box(view: CanonicalView, grid: IsotropicGrid, margin_voxels: int, devic
         if used.size == 0:
             return None
         parts.append(slice(int(used[0]), int(used[-1]) + 1))
-        width = view.spacing_mm[axis] / grid.spacing_mm
+        width = TRIANGLE_HALF_WIDTH * float(view.spacing_mm[axis]) / grid.spacing_mm
         matrices.append(torch.from_numpy(interpolation_matrix(positions[used], grid.shape[axis], width)).to(device))
     return ViewBox((parts[0], parts[1], parts[2]), (matrices[0], matrices[1], matrices[2]))
 

@@ -215,16 +215,16 @@ def single_step(limits: ChainLimits) -> NDArray[np.float64]:
     return step
 
 
-def _spacing_likelihood(distance_mm: float, expected_mm: NDArray[np.float64], limits: ChainLimits) -> NDArray[np.float64]:
+def _spacing_likelihood(
+    distance_mm: float, expected_mm: NDArray[np.float64], limits: ChainLimits
+) -> NDArray[np.float64]:
     """Tempered density of a distance around the expected ones; heavy tails, for a fracture is no other level."""
     z = np.log(distance_mm / expected_mm) / limits.spacing_log_sd
     result: NDArray[np.float64] = (np.exp(-0.5 * z**2) + 0.02) ** limits.spacing_weight
     return result
 
 
-def _log_steps(
-    vertebrae: tuple[VertebraEvidence, ...], scale: float, limits: ChainLimits
-) -> list[NDArray[np.float64]]:
+def _log_steps(vertebrae: tuple[VertebraEvidence, ...], scale: float, limits: ChainLimits) -> list[NDArray[np.float64]]:
     """Per pair of neighbours: log of the transition matrix, a missed vertebra between them included."""
     one = single_step(limits)
     two = one @ one
@@ -278,7 +278,9 @@ def _solve(unary: NDArray[np.float64], steps: list[NDArray[np.float64]], ends: N
     evidence = float(_log_sum(joint[-1], 0))
     probabilities = np.exp(joint - evidence)
     path = _trace(back, int((best[-1] + ends).argmax()))
-    return _Solved(probabilities, path, evidence, _variant_probability(probabilities, forward, steps, unary, backward[::-1]))
+    return _Solved(
+        probabilities, path, evidence, _variant_probability(probabilities, forward, steps, unary, backward[::-1])
+    )
 
 
 def _trace(back: list[NDArray[np.intp]], last: int) -> tuple[int, ...]:

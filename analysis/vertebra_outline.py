@@ -159,5 +159,7 @@ def on_view(crop: FineCrop, view: CanonicalView, margin: int, device: torch.devi
     box = view_box(view, crop.grid, margin, device)
     if box is None:
         return None
-    kept = torch.cat((crop.probabilities[:1] + crop.probabilities[4:].sum(dim=0, keepdim=True), crop.probabilities[1:4]))
+    kept = torch.cat(
+        (crop.probabilities[:1] + crop.probabilities[4:].sum(dim=0, keepdim=True), crop.probabilities[1:4])
+    )
     return box, to_view(kept, box)

@@ -1,0 +1,291 @@
+"""Find the spine in a CT series, name its levels, outline each vertebra: the coarse network, the chain, the fine network.
+
+Order: resample to 4 mm and find the column of vertebral bodies; outline every vertebra of it with the fine network at
+about 1 mm; gather the evidence on levels (network, ribs, sacrum, spacing) and let the chain name them; bring the outlines
+back to the series' own grid. VerSe numbering (Sekuboyina et al., MedIA 2021): T1 = 8 ... T12 = 19, L1 = 20 ... L5 = 24,
+L6 = 25, sacrum 26; T13 = 28, all cervical vertebrae 7.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analysis.coarse_stage import coarse_volume, run_coarse
+from analysis.errors import ModelError, NoVertebraError
+from analysis.refusals import reason
+from analysis.resampling import (
+    CanonicalView,
+    IsotropicGrid,
+    axis_to_lps_mm,
+    canonical_view,
+    from_canonical,
+    to_view,
+    view_box,
+)
+from analysis.results import Reason, Segmentation, VertebraLevel
+from analysis.spine_chain import ChainLimits, NamedChain, VertebraEvidence, name_levels
+from analysis.spine_detection import (
+    SACRUM,
+    CoarseMaps,
+    DetectionLimits,
+    Peak,
+    coarse_rib_contact,
+    find_peaks,
+    pooled_levels,
+    sacrum_below,
+    spine_column,
+)
+from analysis.vbnet import LoadedNetwork
+from analysis.vertebra_outline import FineCrop, crop_grid, crop_input, on_view, summarise
+from analysis.volume import CtVolume
+
+LABELS = {"C": 7, "T13": 28, "L6": 25} | {f"T{i}": 7 + i for i in range(1, 13)} | {f"L{i}": 19 + i for i in range(1, 6)}
+SACRUM_LABEL = 26
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Networks:
+    """Both stages, loaded once at start."""
+
+    coarse: LoadedNetwork
+    fine: LoadedNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationLimits:
+    """Settings of the segmentation.
+
+    min_level_confidence : below this L1 and L2 may not be reported; the flag LEVEL_UNCERTAIN says so
+    device : "cpu", "cuda", or "auto" (cuda where there is one)
+    precision : "float32", "bfloat16", or "auto" (bfloat16 where the processor or card computes it fast)
+    crops_at_once : fine crops in one pass; more is faster on a card and needs more memory
+    body_ml : smallest and largest plausible volume of a whole vertebral body (T1 of a small woman to L5 of a tall man)
+    """
+
+    min_level_confidence: float = 0.9
+    device: str = "auto"
+    precision: str = "auto"
+    crops_at_once: int = 2
+    body_ml: tuple[float, float] = (3.5, 75.0)
+    detection: DetectionLimits = field(default_factory=DetectionLimits)
+    chain: ChainLimits = field(default_factory=ChainLimits)
+
+
+class _Stopwatch:
+    """Durations of named stages, in order."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.timings_s: list[tuple[str, float]] = []
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timings_s.append((name, now - self._last))
+        self._last = now
+
+
+def segment_vertebrae(volume: CtVolume, networks: Networks, limits: SegmentationLimits | None = None) -> Segmentation:
+    """Label map, body map and named levels of a CT series.
+
+    Raises
+    ------
+    NoVertebraError : NO_SPINE when the coarse network finds no column of vertebral bodies
+    ModelError : the networks are not a coarse and a fine one, or the configured device is not there
+    """
+    limits = limits or SegmentationLimits()
+    device, precision = choose_device(limits)
+    _check_networks(networks)
+    watch = _Stopwatch()
+    view = canonical_view(volume)
+    hu, grid = coarse_volume(view, networks.coarse.config.spacing_mm, device)
+    watch.lap("resampling")
+    maps = run_coarse(hu, networks.coarse, precision)
+    watch.lap("coarse network")
+    column = _column(maps, limits)
+    watch.lap("spine")
+    crops = _outline(view, [grid.to_axis_mm(peak.index) for peak in column], networks.fine, limits)
+    column, crops = _plausible(column, crops, limits)
+    watch.lap("fine network")
+    chain = name_levels(_evidence(maps, column, crops), limits.chain)
+    watch.lap("levels")
+    labels, body = _label_maps(view, crops, chain, _sacrum(view, maps, grid, device), device)
+    watch.lap("label maps")
+    levels = tuple(
+        _level(view, crop, name, p) for crop, name, p in zip(crops, chain.names, chain.confidences, strict=True)
+    )
+    flags = level_flags(levels, chain, limits)
+    return Segmentation(
+        from_canonical(labels, view), from_canonical(body, view), levels, chain.anchors, flags, tuple(watch.timings_s)
+    )
+
+
+def choose_device(limits: SegmentationLimits) -> tuple[torch.device, torch.dtype]:
+    """The configured device and precision with "auto" resolved.
+
+    Raises ModelError when "cuda" is asked for and absent.
+    """
+    name = limits.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError("segmentation.device is cuda, but no CUDA device was found; use auto or cpu")
+    if limits.precision != "auto":
+        return torch.device(name), torch.bfloat16 if limits.precision == "bfloat16" else torch.float32
+    fast = torch.cuda.is_bf16_supported() if name.startswith("cuda") else torch.cpu._is_amx_tile_supported()
+    return torch.device(name), torch.bfloat16 if fast else torch.float32
+
+
+def _check_networks(networks: Networks) -> None:
+    stages = (networks.coarse.config.stage, networks.fine.config.stage)
+    if stages != ("coarse", "fine"):
+        raise ModelError(
+            f"networks are for the stages {stages}; expected ('coarse', 'fine'): check the configured paths"
+        )
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+def _column(maps: CoarseMaps, limits: SegmentationLimits) -> list[Peak]:
+    peaks = find_peaks(maps, limits.detection)
+    column = spine_column(peaks, maps.spacing_mm, limits.detection)
+    if not column:
+        raise NoVertebraError(
+            "NO_SPINE",
+            f"no column of vertebral bodies was found ({len(peaks)} possible bodies, expected at least "
+            f"{limits.detection.smallest_column} above one another); check that the series shows the spine",
+        )
+    return column
+
+
+def _outline(
+    view: CanonicalView, centres_mm: list[NDArray[np.float64]], network: LoadedNetwork, limits: SegmentationLimits
+) -> list[FineCrop]:
+    """The fine network on a crop around each centre."""
+    device, precision = choose_device(limits)
+    model = network.network.to(device)
+    crops = []
+    for start in range(0, len(centres_mm), limits.crops_at_once):
+        grids = [crop_grid(network, centre) for centre in centres_mm[start : start + limits.crops_at_once]]
+        batch = torch.stack([crop_input(view, grid, network, device) for grid in grids])
+        batch = batch.contiguous(memory_format=torch.channels_last_3d)
+        with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = model(batch)["tissue"]
+        probabilities = logits.float().softmax(dim=1).cpu()
+        crops += [summarise(view, grid, p, network) for grid, p in zip(grids, probabilities, strict=True)]
+    return crops
+
+
+def _plausible(
+    column: list[Peak], crops: list[FineCrop], limits: SegmentationLimits
+) -> tuple[list[Peak], list[FineCrop]]:
+    """Drop vertebrae whose body is missing or impossible, and doubles whose fine centroids fell on one body.
+
+    Raises NoVertebraError when nothing plausible is left.
+    """
+    kept: list[tuple[Peak, FineCrop]] = []
+    for peak, crop in zip(column, crops, strict=True):
+        low, high = limits.body_ml
+        size_fits = crop.body_ml <= high and (crop.body_ml >= low or (crop.touches_edge and crop.body_ml > 0.5))
+        double = kept and np.linalg.norm(crop.centroid_mm - kept[-1][1].centroid_mm) < limits.detection.merge_mm
+        if size_fits and not double:
+            kept.append((peak, crop))
+    if not kept:
+        raise NoVertebraError(
+            "NO_SPINE", "vertebra-like places were found, but none holds a vertebral body of plausible size"
+        )
+    return [peak for peak, _ in kept], [crop for _, crop in kept]
+
+
+def _evidence(maps: CoarseMaps, column: list[Peak], crops: list[FineCrop]) -> tuple[VertebraEvidence, ...]:
+    """What the chain needs, per vertebra from head to feet; only the lowest can stand above the sacrum."""
+    centroids = [crop.centroid_mm for crop in crops]
+    down = column[-1].index - column[-2].index if len(column) > 1 else np.array([-1.0, 0.0, 0.0])
+    below = sacrum_below(maps, column[-1], down / np.linalg.norm(down))
+    return tuple(
+        VertebraEvidence(
+            centroid, pooled_levels(maps, peak), _rib(maps, peak, crop), below if peak is column[-1] else None
+        )
+        for centroid, peak, crop in zip(centroids, column, crops, strict=True)
+    )
+
+
+def _rib(maps: CoarseMaps, peak: Peak, crop: FineCrop) -> float | None:
+    """Rib contact seen by the fine network; a body cut by the edge of the series tells nothing when no rib is seen."""
+    contact = crop.rib_contact
+    if contact is None or (crop.touches_edge and contact < 0.5):
+        return None
+    return contact
+
+
+def _level(view: CanonicalView, crop: FineCrop, name: str, confidence: float) -> VertebraLevel:
+    x, y, z = axis_to_lps_mm(view, crop.centroid_mm)
+    return VertebraLevel(name, LABELS[name], confidence, (float(x), float(y), float(z)), not crop.touches_edge)
+
+
+def level_flags(levels: tuple[VertebraLevel, ...], chain: NamedChain, limits: SegmentationLimits) -> tuple[Reason, ...]:
+    """LEVEL_UNCERTAIN when L1 or L2 (or, without them, any level) is below the limit; TRANSITIONAL_ANATOMY."""
+    wanted = [level for level in levels if level.name in ("L1", "L2")] or list(levels)
+    lowest = min(wanted, key=lambda level: level.confidence)
+    anchors = ", ".join(chain.anchors) or "none"
+    flags = []
+    if lowest.confidence < limits.min_level_confidence:
+        text = f"{lowest.name} is named with probability {lowest.confidence:.2f}; expected {limits.min_level_confidence:.2f}"
+        flags.append(reason("LEVEL_UNCERTAIN", f"{text}; landmarks in view: {anchors}"))
+    if chain.anchors_disagree or chain.variant > 0.3:
+        text = f"last rib, sacrum and count do not fit five lumbar vertebrae (probability of a variant {chain.variant:.2f})"
+        flags.append(reason("TRANSITIONAL_ANATOMY", text))
+    return tuple(flags)
+
+
+# --- label maps on the series' own grid -----------------------------------------------------------------------------
+
+
+def _sacrum(
+    view: CanonicalView, maps: CoarseMaps, grid: IsotropicGrid, device: torch.device
+) -> tuple[tuple[slice, slice, slice], Tensor] | None:
+    """The sacrum's probability on the view's voxels around it, from the coarse map; None where there is none."""
+    occupied = torch.nonzero(maps.tissue[SACRUM] > 0.5)
+    if len(occupied) < 20:
+        return None
+    start, stop = occupied.min(dim=0).values.numpy() - 1, occupied.max(dim=0).values.numpy() + 2
+    start, stop = np.maximum(start, 0), np.minimum(stop, grid.shape)
+    part = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    shape = tuple(int(n) for n in stop - start)
+    box = view_box(
+        view, IsotropicGrid(grid.to_axis_mm(start), grid.spacing_mm, (shape[0], shape[1], shape[2])), 0, device
+    )
+    if box is None:
+        return None
+    return box.slices, to_view(maps.tissue[SACRUM][part][None].to(device), box)[0].cpu()
+
+
+def _label_maps(
+    view: CanonicalView,
+    crops: list[FineCrop],
+    chain: NamedChain,
+    sacrum: tuple[tuple[slice, slice, slice], Tensor] | None,
+    device: torch.device,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Labels and body map on the view's grid; where outlines overlap, the more probable vertebra wins."""
+    labels, body = np.zeros(view.shape, np.uint8), np.zeros(view.shape, np.uint8)
+    best = np.zeros(view.shape, np.uint8)  # probability of the label set so far, 0..255
+    if sacrum is not None:
+        where, probability = sacrum
+        labels[where][probability.numpy() > 0.5] = SACRUM_LABEL
+    for crop, name in zip(crops, chain.names, strict=True):
+        placed = on_view(crop, view, 1, device)
+        if placed is None:
+            continue
+        box, probabilities = placed
+        part = (torch.clamp(1.0 - probabilities[0], 0, 1) * 255).to(torch.uint8).cpu().numpy()
+        classes = (1 + probabilities[1:].argmax(dim=0)).to(torch.uint8).cpu().numpy()
+        wins = (part > 127) & (part > best[box.slices])
+        best[box.slices][wins] = part[wins]
+        labels[box.slices][wins] = LABELS[name]
+        body[box.slices][wins] = classes[wins]
+    return labels, body
