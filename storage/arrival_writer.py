@@ -1,0 +1,147 @@
+"""One writer for all arrivals: folders synced and rows committed in groups, so that durability costs little under load.
+
+`write` returns only when the instance's name is durable and its row is committed. One thread, one queue: what is put in
+first is committed first, so the end of an association stands in the database after its last instance.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from storage.arrival import Arrival
+from storage.database import SessionFactory
+from storage.inbox import Inbox
+from storage.instances import ArrivalOutcome, close_association, record_arrivals, record_quarantined
+from storage.received_tables import AssociationEnding
+
+LOGGER = logging.getLogger(__name__)
+MAX_GROUP = 64  # arrivals per transaction
+WRITE_DEADLINE_S = 120.0  # longer than the database's busy timeout; then the sender is told to try again
+
+_Work = tuple[Arrival, "Future[ArrivalOutcome]"] | Callable[[Session], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+class ArrivalWriter:
+    """Commits arrivals in groups on its own thread."""
+
+    def __init__(self, sessions: SessionFactory, inbox: Inbox) -> None:
+        self._sessions = sessions
+        self._inbox = inbox
+        self._queue: queue.SimpleQueue[_Work | _Stop] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="arrival-writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Commit what is queued, then end."""
+        self._queue.put(_Stop())
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def write(self, arrival: Arrival) -> ArrivalOutcome:
+        """Make a placed file's name durable and commit its row.
+
+        Raises
+        ------
+        OSError, SQLAlchemyError : disk or database refused; nothing may be acknowledged
+        TimeoutError : no answer from the database within the deadline
+        """
+        future: Future[ArrivalOutcome] = Future()
+        self._queue.put((arrival, future))
+        return future.result(timeout=WRITE_DEADLINE_S)
+
+    def close_association(self, association_id: str, ending: AssociationEnding, now: datetime) -> None:
+        """Queue the end of an association."""
+        self._queue.put(lambda session: close_association(session, association_id, ending, now))
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            group, stopping = self._take_group()
+            arrivals = [work for work in group if isinstance(work, tuple)]
+            self._commit_arrivals(arrivals)
+            self._commit_notes([work for work in group if not isinstance(work, tuple)])
+
+    def _take_group(self) -> tuple[list[_Work], bool]:
+        """Wait for the first piece of work, then take what else is there. A group ends before a second kind starts."""
+        group: list[_Work] = []
+        while len(group) < MAX_GROUP:
+            try:
+                work = self._queue.get(block=not group)
+            except queue.Empty:
+                break
+            if isinstance(work, _Stop):
+                return group, True
+            group.append(work)
+            if not isinstance(work, tuple):
+                break
+        return group, False
+
+    def _commit_arrivals(self, group: Sequence[tuple[Arrival, "Future[ArrivalOutcome]"]]) -> None:
+        if not group:
+            return
+        try:
+            outcomes = self._commit([arrival for arrival, _ in group])
+        except IntegrityError as exc:
+            self._commit_one_by_one(group, exc)
+        except (OSError, SQLAlchemyError) as exc:
+            for _, future in group:
+                future.set_exception(exc)
+        else:
+            for (_, future), outcome in zip(group, outcomes, strict=True):
+                future.set_result(outcome)
+
+    def _commit_one_by_one(
+        self, group: Sequence[tuple[Arrival, "Future[ArrivalOutcome]"]], exc: IntegrityError
+    ) -> None:
+        """Another process wrote one of the rows meanwhile: find out which, let the others pass."""
+        if len(group) == 1:
+            group[0][1].set_exception(exc)
+            return
+        for pair in group:
+            self._commit_arrivals([pair])
+
+    def _commit(self, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:
+        self._inbox.sync_folders(arrival.path for arrival in arrivals)
+        with self._sessions.begin() as session:
+            outcomes = record_arrivals(session, arrivals)
+            for arrival, outcome in zip(arrivals, outcomes, strict=True):
+                if outcome is ArrivalOutcome.CONFLICT:
+                    self._put_aside(session, arrival)
+        return outcomes
+
+    def _put_aside(self, session: Session, arrival: Arrival) -> None:
+        source = self._inbox.root / arrival.path
+        if not source.exists():  # the same second copy twice in one group
+            return
+        target = self._inbox.quarantine(source, arrival.header.sop_instance_uid)
+        relative = str(target.relative_to(self._inbox.root))
+        record_quarantined(session, arrival, relative, "same SOP Instance UID as a kept instance, other bytes")
+        LOGGER.warning(
+            "instance %s came again with other bytes from %s: the first is kept, the second is %s",
+            arrival.header.sop_instance_uid, arrival.sender.calling_ae_title, relative,
+        )  # fmt: skip
+
+    def _commit_notes(self, notes: Sequence[Callable[[Session], None]]) -> None:
+        for note in notes:
+            try:
+                with self._sessions.begin() as session:
+                    note(session)
+            except SQLAlchemyError as exc:
+                LOGGER.error("end of an association not noted: %s", exc)
