@@ -207,6 +207,9 @@ class VBNet(nn.Module):
         )
         self.trunk = ConvolutionUnit(2 * widths[0], widths[0], 3)
         self.heads = nn.ModuleDict({head.name: nn.Conv3d(widths[0], len(head.classes), 1) for head in config.heads})
+        for head in config.heads:
+            if len(head.classes) == 1:  # a heat map starts near 0.01 everywhere (Lin et al. 2017, section 4.1)
+                nn.init.constant_(self.heads[head.name].bias, -4.6)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         self._check(x)

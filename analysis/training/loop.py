@@ -1,0 +1,186 @@
+"""The training loop: batches by index, mixed precision, checkpoints that resume exactly, validation, history.
+
+bfloat16 and channels_last_3d on CPU and CUDA alike. A checkpoint holds weights, moving average, optimiser and the
+number of the next iteration; sample numbers follow from that number, so nothing else needs to be kept.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analysis.training.losses import hard_dice, total_loss
+from analysis.training.presets import Preset
+from analysis.training.samples import Sample
+from analysis.vbnet import VBNet, VBNetConfig
+
+SampleSource = Callable[[int], Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Files of one run."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+
+class Trainer:
+    """Network, moving average and optimiser of one run."""
+
+    def __init__(self, config: VBNetConfig, preset: Preset, device: str = "cpu", seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.config, self.preset, self.device = config, preset, torch.device(device)
+        self.network = self._place(VBNet(config))
+        self.average = self._place(VBNet(config))
+        self.average.load_state_dict(self.network.state_dict())
+        self.average.eval()
+        decay = preset.weight_decay
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=preset.learning_rate, weight_decay=decay)
+        self.iteration = 0
+
+    def _place(self, network: VBNet) -> VBNet:
+        return network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+
+    def step(self, batch: list[Sample]) -> dict[str, float]:
+        """One optimiser step on samples of any sizes; mean of each loss term."""
+        self._set_rate()
+        sums: dict[str, float] = {}
+        for sample in batch:
+            terms = self._loss(sample, self.network)
+            (terms["loss"] / len(batch)).backward()  # type: ignore[no-untyped-call]
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(batch)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.iteration += 1
+        self._update_average()
+        return sums
+
+    def _loss(self, sample: Sample, network: VBNet) -> dict[str, Tensor]:
+        outputs = self._forward(sample, network)
+        targets = {name: value[None].to(self.device) for name, value in sample.targets.items()}
+        return total_loss(outputs, targets, self.preset.weights)
+
+    def _forward(self, sample: Sample, network: VBNet) -> dict[str, Tensor]:
+        image = sample.image[None].to(self.device).contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            return network(image)  # type: ignore[no-any-return]
+
+    def _set_rate(self) -> None:
+        preset, done = self.preset, self.iteration
+        rate = preset.learning_rate * min(1.0, (done + 1) / max(1, preset.warmup))
+        if preset.cosine:
+            rate *= 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done / max(1, preset.iterations))))))
+            rate = max(rate, preset.learning_rate * 0.01)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.preset.ema, self.iteration / (self.iteration + 10))
+        for kept, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            kept.lerp_(new, 1 - decay)
+
+    @torch.inference_mode()
+    def validate(self, samples: list[Sample]) -> dict[str, float]:
+        """Dice of each foreground class over all samples, with the averaged weights."""
+        classes = next(head for head in self.config.heads if head.name == "tissue").classes
+        totals: dict[int, list[float]] = {}
+        for sample in samples:
+            logits = self._forward(sample, self.average)["tissue"].float().cpu()
+            for value, overlap, size in hard_dice(logits, sample.targets["tissue"][None]):
+                total = totals.setdefault(value, [0.0, 0.0])
+                total[0] += overlap
+                total[1] += size
+        return {f"dice {classes[value]}": overlap / size for value, (overlap, size) in totals.items() if size}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(), "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(), "iteration": self.iteration,
+        }  # fmt: skip
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.iteration = state["iteration"]
+
+
+def write_checkpoint(trainer: Trainer, folder: RunFolder) -> None:
+    temporary = folder.checkpoint.with_suffix(".part")
+    torch.save(trainer.state(), temporary)
+    temporary.replace(folder.checkpoint)
+
+
+def read_checkpoint(trainer: Trainer, folder: RunFolder) -> bool:
+    """Load the run's checkpoint if there is one."""
+    if not folder.checkpoint.exists():
+        return False
+    trainer.load_state(torch.load(folder.checkpoint, map_location=trainer.device, weights_only=True))
+    return True
+
+
+class _Indexed(torch.utils.data.Dataset[Sample]):
+    def __init__(self, source: SampleSource) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source(index)
+
+
+def batches(source: SampleSource, first: int, preset: Preset, total: int, workers: int) -> Iterator[list[Sample]]:
+    """Batches of iterations `first` ... `total` - 1, made ahead by worker processes."""
+    loader = torch.utils.data.DataLoader(
+        _Indexed(source),
+        batch_size=preset.batch,
+        sampler=range(first * preset.batch, total * preset.batch),
+        num_workers=workers,
+        collate_fn=list,
+        prefetch_factor=4 if workers else None,
+    )
+    yield from loader
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """total : iterations of the run; times in seconds and iterations between checkpoints and validations."""
+
+    total: int
+    workers: int = 1
+    checkpoint_every_s: float = 120.0
+    validate_every: int = 100
+
+
+def run(
+    trainer: Trainer, source: SampleSource, folder: RunFolder, settings: LoopSettings,
+    progress: Callable[[int, dict[str, float]], None],
+) -> None:  # fmt: skip
+    """Train until `settings.total` iterations; negative sample numbers are the validation set."""
+    held_out = [source(-1 - i) for i in range(6)]
+    last_saved = time.monotonic()
+    for batch in batches(source, trainer.iteration, trainer.preset, settings.total, settings.workers):
+        record = trainer.step(batch)
+        if trainer.iteration % settings.validate_every == 0 or trainer.iteration == settings.total:
+            record |= trainer.validate(held_out)
+        with folder.history.open("a") as history:
+            history.write(json.dumps({"iteration": trainer.iteration, **record}) + "\n")
+        progress(trainer.iteration, record)
+        if time.monotonic() - last_saved > settings.checkpoint_every_s:
+            write_checkpoint(trainer, folder)
+            last_saved = time.monotonic()
+    write_checkpoint(trainer, folder)
