@@ -10,7 +10,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.simulation.shapes import Field, Grid, Point, rod_distance, Bone, reach_of, PATIENT_FRAME
+from analysis.simulation.shapes import PATIENT_FRAME, Bone, Field, Grid, Point, Window, reach_of, rod_distance
 from analysis.simulation.skeleton import Chest
 from analysis.simulation.spine_curve import PlacedVertebra, centre_at, height_of, position_at
 
@@ -44,6 +44,7 @@ class Tissue(IntEnum):
     BONE = 25
     METAL = 26
     CEMENT = 27
+    VISCERAL_FAT = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,13 @@ class Body:
         extra = self.build.fat_mm + 6.0 * (self.build.visceral_fat - 1.0)
         half_width = (np.interp(position, _OUTLINE_AT, _HALF_WIDTH_MM) * self.build.size + extra).astype(np.float32)
         half_depth = (np.interp(position, _OUTLINE_AT, _HALF_DEPTH_MM) * self.build.size + extra).astype(np.float32)
-        tuck = np.interp(position, [-1, 0, 2, 5], [-60.0, -45, -10, 0]).astype(np.float32)
+        tuck = np.interp(position, [16, 19, 22], [0, 14.0, 22]).astype(np.float32)
+        tuck += np.minimum(centre_at(self.spine, z, 1) + np.float32(76.0 - 86.0 * self.build.size), 0) * np.clip((11 - position) / 3, 0, 1)
+        _, cage_depth, cage_centre = self.chest.section(z)
+        chest_front = cage_centre - cage_depth - 14 - 0.8 * self.build.fat_mm
+        to_front = (np.float32(self.back_mm) + tuck + 6 - chest_front) / 2
+        in_chest = np.clip(position - 1, 0, 1) * np.clip((12.5 - position) / 3, 0, 1)
+        half_depth = (half_depth + in_chest * np.clip(to_front - half_depth, 0, None)).astype(np.float32)
         centre = np.float32(self.back_mm) + tuck - half_depth + np.float32(6)
         rho = ((np.abs(x) / half_width) ** 2.5 + (np.abs(y - centre) / half_depth) ** 2.5) ** np.float32(0.4) + 1e-3
         distance = np.hypot(x, y - centre) * (1 - 1 / rho)
@@ -125,10 +132,12 @@ def _paint_wall(tissues: TissueMap, body: Body) -> None:
     muscle = outline + body.build.fat_mm * (0.9 - 0.25 * (y < -60))
     target[np.broadcast_to(muscle < 0, target.shape)] = Tissue.MUSCLE
     position = position_at(body.spine, z)
-    thick = 14.0 + 16.0 * np.clip(position - 16.8, 0, 1) + 10 * np.clip(3.5 - position, 0, 1)
+    hips = np.clip(position - 16.8, 0, 1)
+    thick = 14.0 + 16.0 * hips * np.clip((y + 90) / 50, 0, 1) + 10 * np.clip(3.5 - position, 0, 1)
     spine_y = centre_at(body.spine, z, 1)
-    inner = np.maximum(muscle + thick.astype(np.float32), y - spine_y - 22)
-    target[np.broadcast_to((inner < 0) & (position > 9.0), target.shape)] = Tissue.FAT
+    inner = np.maximum(muscle + thick, y - spine_y - 18 - 20 * hips - 0.3 * np.clip(np.abs(x) - 60, 0, 60))
+    inner = np.where(position < 13, np.maximum(inner, body.chest.distance(coordinates) + 5), inner)
+    target[np.broadcast_to((inner < 0) & (position > 9.0), target.shape)] = Tissue.VISCERAL_FAT
 
 
 def _ellipsoid(tissues: TissueMap, tissue: Tissue, centre: Point, semi: Point, lean: Point = (0.0, 0.0, 1.0)) -> None:
@@ -157,11 +166,16 @@ def _tube(tissues: TissueMap, tissue: Tissue, points: list[Point], radii_mm: lis
 
 
 def _paint_back_muscles(tissues: TissueMap, body: Body) -> None:
-    """Erector spinae and multifidus beside the spinous processes, quadratus lumborum, gluteal mass by the wall."""
+    """Erector spinae and multifidus beside the spinous processes in a bed of fat, quadratus lumborum."""
+    x, y, z = tissues.grid.coordinates(tissues.grid.whole)
+    depth, position = y - centre_at(body.spine, z, 1), position_at(body.spine, z)
+    lumbar = np.clip((position - 9.0) / 2.5, 0, 1) * np.clip((19.8 - position) / 1.5, 0, 1)
+    bed = (depth > 15) & (np.abs(x) < lumbar * (84 * body.build.size + 0.8 * (depth - 20)))
+    tissues.tissue[bed & (tissues.tissue == Tissue.MUSCLE)] = Tissue.FAT
     for side in (-1.0, 1.0):
         path = [body.at(p, side * x, y) for p, x, y in
-                ((2, 20, 36), (6, 24, 40), (10, 28, 44), (13, 34, 48), (15, 36, 50), (17, 34, 50), (18.6, 28, 42), (20, 20, 36))]
-        _tube(tissues, Tissue.PARASPINAL, path, [11, 12, 15, 20, 22, 20, 16, 6], (1.35, 1.0, 1.0))
+                ((2, 20, 36), (6, 24, 42), (10, 30, 47), (13, 38, 43), (15, 40, 42), (17, 38, 45), (18.6, 30, 44), (20, 18, 44))]
+        _tube(tissues, Tissue.PARASPINAL, path, [11, 12, 15, 24, 26, 25, 18, 6], (1.5, 1.0, 1.0))
         lumborum = [body.at(p, side * x, 26) for p, x in ((12.6, 50), (14.5, 66), (16.6, 82))]
         _tube(tissues, Tissue.MUSCLE, lumborum, [6, 9, 8], (2.0, 1.0, 1.0))
 
@@ -177,12 +191,11 @@ def _paint_chest(tissues: TissueMap, body: Body) -> None:
     x, y, z = coordinates
     cage = body.chest.distance(coordinates)
     view = target[window]
-    inside = np.broadcast_to(cage < -5, view.shape)
-    view[inside & np.broadcast_to(z > dome_height(body, x, y) - 400, view.shape) & np.isin(view, (3, 22))
-         & np.broadcast_to(y - centre_at(body.spine, z, 1) < 20, view.shape)] = Tissue.FAT
     spine_y = centre_at(body.spine, z, 1)
+    wall = body.outline(coordinates) + body.build.fat_mm + 9.0
+    view[(cage < -5) & (wall < 0) & (view == Tissue.MUSCLE) & (y - spine_y < 20)] = Tissue.VISCERAL_FAT
     mediastinum = np.interp(y - spine_y, [-140, -100, -50, -25, 10, 45], [4.0, 18, 30, 26, 27, 40]).astype(np.float32)
-    lung = (cage < -7) & (np.abs(x) > mediastinum) & (z > dome_height(body, x, y))
+    lung = (cage < -7) & (wall < 0) & (np.abs(x) > mediastinum) & (z > dome_height(body, x, y))
     view[np.broadcast_to(lung, view.shape)] = Tissue.LUNG
     _ellipsoid(tissues, Tissue.HEART, body.at(8.3, 24, -82), (50, 42, 58), (0.6, -0.3, -0.7))
     _tube(tissues, Tissue.BOWEL_GAS, [body.at(p, 0, -30) for p in (0, 2.5, 4.6)], [8, 8, 8])
@@ -201,7 +214,8 @@ def dome_height(body: Body, x: Field, y: Field) -> Field:
     return np.asarray(level + right - 62 * np.minimum(across + along, 1.75) ** 1.25, dtype=np.float32)
 
 
-def _cavity(tissues: TissueMap, body: Body, low: float, high: float) -> tuple[tuple[slice, slice, slice], Field, tuple[Field, Field, Field]] | None:
+def _cavity(tissues: TissueMap, body: Body, low: float, high: float) -> (
+        tuple[Window, Field, tuple[Field, Field, Field]] | None):
     """Window between two levels and the distance to the inside of the abdominal wall."""
     bottom, top = float(height_of(body.spine, high)), float(height_of(body.spine, low))
     window = tissues.grid.window(np.array([-200.0, -240, bottom]), np.array([200.0, 120, top]))
@@ -221,9 +235,11 @@ def _paint_upper_abdomen(tissues: TissueMap, body: Body) -> None:
         window, wall, (x, y, z) = found
         view = tissues.tissue[window]
         size = body.build.size
-        floor = float(height_of(body.spine, 14.3)) + np.clip(x + 95 * size, 0, None) * 0.62 + np.clip(y + 10, 0, 60) * 0.3
         spine_y = centre_at(body.spine, z, 1)
-        edge = 48 * size - np.clip(y - spine_y + 75, 0, None) * 1.05
+        low = float(height_of(body.spine, 14.4))
+        right = np.clip((x + 105 * size) / (190 * size), 0, 1.2)
+        floor = low + 130 * size * right**1.6 + 14 * np.sin((y + 60) / 34) + np.clip(y + 10, 0, 60) * 0.25
+        edge = np.interp(y - spine_y, [-130, -80, -45, -12, 30], [62.0, 46, -4, -30, -44]) * size - 0.12 * np.abs(z - low - 95)
         liver = (wall < -1) & (z < dome_height(body, x, y) - 3) & (z > floor) & (x < edge) & (y - spine_y < 38)
         view[np.broadcast_to(liver, view.shape)] = Tissue.LIVER
         spleen = ((x - 104 * size) / (30 * size)) ** 2 + ((y - 2) / (44 * size)) ** 2 + (
@@ -235,8 +251,8 @@ def _paint_upper_abdomen(tissues: TissueMap, body: Body) -> None:
         view[np.broadcast_to((stomach < 1) & below, view.shape)] = Tissue.STOMACH
         view[np.broadcast_to((stomach < 0.72) & below & (y < -82), view.shape)] = Tissue.BOWEL_GAS
     _ellipsoid(tissues, Tissue.GALLBLADDER, body.at(13.6, -62, -78), (15, 15, 30), (-0.3, -0.6, -0.7))
-    _tube(tissues, Tissue.PANCREAS, [body.at(p, x, y) for p, x, y in ((13.9, -34, -48), (13.2, -8, -62), (12.9, 30, -56), (12.4, 72, -28))],
-          [13, 9, 9, 8])
+    path = ((13.9, -34, -48), (13.2, -8, -62), (12.9, 30, -56), (12.4, 72, -28))
+    _tube(tissues, Tissue.PANCREAS, [body.at(p, x, y) for p, x, y in path], [13, 9, 9, 8])
 
 
 def _paint_bowel(tissues: TissueMap, body: Body, rng: np.random.Generator) -> None:
@@ -263,7 +279,7 @@ def _paint_bowel(tissues: TissueMap, body: Body, rng: np.random.Generator) -> No
 def _loop(tissues: TissueMap, ends: tuple[NDArray[np.float64], NDArray[np.float64]], radius_mm: float, content: Tissue) -> None:
     """One piece of bowel with a 2.5-mm wall."""
     start, end = (tuple(float(v) for v in e) for e in ends)
-    free = (Tissue.FAT, Tissue.BOWEL)
+    free = (Tissue.VISCERAL_FAT, Tissue.BOWEL)
     _rod(tissues, Tissue.BOWEL, Bone(start, end, radius_mm, radius_mm), free)  # type: ignore[arg-type]
     inner = radius_mm - 2.5
     _rod(tissues, content, Bone(start, end, inner, inner), (Tissue.BOWEL,))  # type: ignore[arg-type]
@@ -274,16 +290,16 @@ def _paint_retroperitoneum(tissues: TissueMap, body: Body) -> None:
     for side, level in ((1.0, 13.35), (-1.0, 13.75)):
         centre = body.at(level, side * 62, 8)
         lean = (side * 0.28, -0.12, -1.0)
-        _ellipsoid(tissues, Tissue.FAT, centre, (36, 32, 66), lean)
+        _ellipsoid(tissues, Tissue.VISCERAL_FAT, centre, (36, 32, 66), lean)
         _ellipsoid(tissues, Tissue.KIDNEY, centre, (27, 25, 54), lean)
         inner = (centre[0] - side * 14, centre[1] - 5, centre[2])
-        _ellipsoid(tissues, Tissue.FAT, inner, (13, 9, 24), lean)
+        _ellipsoid(tissues, Tissue.VISCERAL_FAT, inner, (13, 9, 24), lean)
         psoas = [body.at(p, side * x, y) for p, x, y in
-                 ((12.6, 24, 4), (13.6, 30, 4), (14.8, 38, 2), (16, 44, -4), (17, 48, -14), (18.4, 56, -42), (20.5, 78, -72))]
+                 ((12.6, 25, 8), (13.6, 30, 9), (14.8, 37, 8), (16, 43, 2), (17, 48, -9), (18.4, 56, -38), (20.5, 78, -72))]
         _tube(tissues, Tissue.MUSCLE, psoas, [5, 10, 15, 19, 21, 19, 16], (0.95, 1.1, 1.0))
         iliacus = [body.at(p, side * x, y) for p, x, y in ((17.4, 88, -8), (19, 84, -38), (20.5, 84, -64))]
         _tube(tissues, Tissue.MUSCLE, iliacus, [8, 16, 14], (1.2, 1.2, 1.0))
-    _ellipsoid(tissues, Tissue.BLADDER, body.at(20.9, 0, -96), (36, 28, 34))
+    _ellipsoid(tissues, Tissue.BLADDER, body.at(21.2, 0, -72), (36, 28, 34))
 
 
 def _paint_vessels(tissues: TissueMap, body: Body) -> None:

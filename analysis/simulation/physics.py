@@ -50,6 +50,7 @@ _NATIVE_HU = {
     Tissue.BOWEL_GAS: -980, Tissue.STOOL: 10, Tissue.STOMACH: 25, Tissue.PANCREAS: 38, Tissue.GALLBLADDER: 8,
     Tissue.BLADDER: 5, Tissue.DISC: 78, Tissue.CSF: 12, Tissue.CORD: 36, Tissue.CARTILAGE: 110, Tissue.PARASPINAL: 42,
     Tissue.TABLE: -120, Tissue.MATTRESS: -890, Tissue.BONE: 700, Tissue.METAL: 3071, Tissue.CEMENT: 1900,
+    Tissue.VISCERAL_FAT: -102,
 }
 _ENHANCED_HU = {
     Phase.ARTERIAL: {Tissue.AORTA: 320, Tissue.VEIN: 60, Tissue.HEART: 180, Tissue.KIDNEY: 150, Tissue.LIVER: 65,
@@ -162,11 +163,11 @@ def add_table(coarse_hu: Field, torso: Torso) -> None:
     top = grid.axis_mm(1)[body_rows[-1]] + 1.0
     x, y = grid.axis_mm(2)[None, :], grid.axis_mm(1)[:, None]
     depth = y - top + 0.00035 * (x - x.mean()) ** 2
-    table = np.full(depth.shape, np.nan, np.float32)
+    table = np.full(depth.shape, -1000.0, np.float32)
     for low, high, hu in ((0, 7, -890), (7, 9.5, -60), (9.5, 24, -930), (24, 26.5, -60)):
-        table[(depth >= low) & (depth < high)] = hu
-    free = (torso.organs.tissue == Tissue.AIR) & np.isfinite(table)[None]
-    np.copyto(coarse_hu, table[None], where=free)
+        share = np.clip((depth - low) / grid.spacing_mm + 0.5, 0, 1) * np.clip((high - depth) / grid.spacing_mm + 0.5, 0, 1)
+        table += (share * (hu + 1000)).astype(np.float32)
+    np.copyto(coarse_hu, table[None], where=torso.organs.tissue == Tissue.AIR)
 
 
 # --- from the label grids to the scanner's grid ----------------------------------------------------------------------
@@ -220,12 +221,13 @@ def spread_volume(values: Field, grid: Grid, out: OutputGrid, boxes_mm: tuple[fl
         inside = np.flatnonzero((target > source[0] - pad) & (target < source[-1] + pad))
         windows.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
         matrices.append(spread_matrix(target[windows[axis]], source, boxes_mm[axis], kernel if axis else slicing_kernel))
+    matrices[0] /= np.maximum(matrices[0].sum(axis=1, keepdims=True), 1e-6)      # the body goes on beyond both ends
     along_z = np.tensordot(matrices[0], values, axes=(1, 0))
     result = np.matmul(matrices[1][None], along_z) @ matrices[2].T
     return result.astype(np.float32, copy=False), (windows[0], windows[1], windows[2])
 
 
-def blend_weights(torso: Torso, taper_mm: float = 6.0) -> Field:
+def blend_weights(torso: Torso, taper_mm: float = 10.0) -> Field:
     """Weight of the fine grid in x and y: one inside, falling smoothly to zero at its rim (rows, columns)."""
     ramps = []
     for axis in (1, 2):
@@ -241,10 +243,11 @@ def project(torso: Torso, coarse_hu: Field, fine_hu: Field, out: OutputGrid, acq
     """The noise-free CT, HU: both grids blended, blurred and sampled."""
     weight = blend_weights(torso)
     z, y, x = (slice(c, c + n // 2) for c, n in zip(torso.corner, torso.spine.grid.shape, strict=True))
-    fine = (fine_hu + 1000) * weight
-    coarse = coarse_hu + 1000
+    fine = fine_hu * weight
+    coarse = coarse_hu.copy()
     ny, nx = weight.shape
     coarse[z, y, x] *= 1 - weight.reshape(ny // 2, 2, nx // 2, 2).mean(axis=(1, 3))
+    coarse += 1000
     boxes = (acquisition.slice_thickness_mm, acquisition.pixel_spacing_mm, acquisition.pixel_spacing_mm)
     kernel = KERNELS[acquisition.kernel]
     result = np.zeros(out.shape, np.float32)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from analysis.simulation.shapes import FAR_MM, PATIENT_FRAME, Bone, Field, Frame, Grid, Window, draw_rod, reach_of
-from analysis.simulation.spine_curve import PlacedVertebra, SpineSpec, centre_at, height_of, position_at
+from analysis.simulation.shapes import FAR_MM, PATIENT_FRAME, Bone, Field, Frame, Grid, Window, draw_rod, reach_of, smooth_union, unit_gradient
+from analysis.simulation.spine_curve import LevelSize, PlacedVertebra, SpineSpec, centre_at, height_of, position_at
+from analysis.simulation.vertebra import VertebraLook, body_distance
 
 
 class Part(IntEnum):
@@ -112,12 +113,12 @@ def rib_path(vertebra: PlacedVertebra, chest: Chest, side: float) -> NDArray[np.
     back = size.depth_mm / 2
     head = vertebra.frame.to_patient((side * (size.width_mm / 2 + 2.5), back - 4, size.height_mm / 2 - 2))
     reach = size.transverse_span_mm / 2
-    tubercle = vertebra.frame.to_patient(
-        (side * (reach + 1.0), back + size.canal_depth_mm + (-5 if number < 11 else 4), size.height_mm / 2 - 4))
+    outer = (reach + 1.0, back + size.canal_depth_mm - 5) if number < 11 else (size.width_mm / 2 + 17, back + 12)
+    tubercle = vertebra.frame.to_patient((side * outer[0], outer[1], size.height_mm / 2 - 4))
     end = np.radians(_RIB_END_DEG[number - 1] * (0.6 if vertebra.rib == 13 else 1.0))
-    angle = np.linspace(np.radians(34 if number < 11 else 36), end, 16)
-    drop = _RIB_DROP_MM[number - 1] * ((angle - angle[0]) / (angle[-1] - angle[0])) ** 0.85
-    z = tubercle[2] - 4 - drop
+    angle = np.linspace(np.radians(20), end, 20)
+    drop = _RIB_DROP_MM[number - 1] * ((angle - angle[0]) / (angle[-1] - angle[0])) 
+    z = tubercle[2] - 3 - drop
     half_width, half_depth, centre = chest.section(z.astype(np.float32))
     x = side * half_width * np.abs(np.sin(angle)) ** (2 / 2.4)
     y = centre + half_depth * np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** (2 / 2.4)
@@ -151,13 +152,13 @@ def add_chest_front(bones: BoneMap, spine: tuple[PlacedVertebra, ...], chest: Ch
 
 def _shoulder_blade(spine: tuple[PlacedVertebra, ...], chest: Chest, side: float) -> list[Bone]:
     rods: list[Bone] = []
-    for share in np.linspace(0, 1, 9):
+    for share in np.linspace(0, 1, 22):
         z = np.linspace(float(height_of(spine, 2.2)), float(height_of(spine, 7.6 - 3.5 * share)), 6)
         half_width, half_depth, centre = chest.section(z.astype(np.float32))
         angle = np.radians(38 + 42 * share - np.linspace(0, 6, 6))
         path = np.column_stack([side * (half_width + 20) * np.sin(angle) ** 0.83,
                                 centre + (half_depth + 17) * np.cos(angle) ** 0.83, z])
-        rods += chain_of(path, np.full(6, 2.6 + 2.5 * (share > 0.9)), (1, 1, 1))
+        rods += chain_of(path, np.full(6, 2.6 + 2.5 * (share > 0.95)), (1, 1, 1))
     return rods
 
 
@@ -199,6 +200,9 @@ def add_sacrum(bones: BoneMap, sacrum: PlacedVertebra, spec: SpineSpec) -> None:
     part = bones.grid.part(window)
     solid, hollow = (np.full(part.shape, FAR_MM, np.float32) for _ in range(2))
     for k, frame in enumerate(frames):
+        local = frame.to_local(part.coordinates(part.whole))
+        solid = smooth_union(solid, unit_gradient(body_distance(local, _sacral_size(k, spec.size), VertebraLook(1.2)),
+                                                  bones.grid.spacing_mm), 4.0)
         for rod in _sacral_segment(k, spec.size):
             draw_rod(part, solid, rod, frame, 5.0)
         for rod in _sacral_holes(k, spec.size):
@@ -206,12 +210,18 @@ def add_sacrum(bones: BoneMap, sacrum: PlacedVertebra, spec: SpineSpec) -> None:
     join_bone(bones, window, np.maximum(solid, -hollow), (Part.SACRUM, sacrum.label), 1.5)
 
 
+def _sacral_size(k: int, size: float) -> LevelSize:
+    """The fused body of one segment in the terms of a vertebral body, lengthened so that neighbours meet."""
+    width, depth, height = (size * t[k] for t in (_SACRAL_WIDTH_MM, _SACRAL_DEPTH_MM, _SACRAL_HEIGHT_MM))
+    tall = height + (0.4 if k == 0 else 1.6)
+    return LevelSize(width, depth, tall, 1.04 * tall, 0.0, 20, 12, 8, 10, 60, 10, 0, 3)
+
+
 def _sacral_segment(k: int, size: float) -> list[Bone]:
     width, depth, height = (size * t[k] for t in (_SACRAL_WIDTH_MM, _SACRAL_DEPTH_MM, _SACRAL_HEIGHT_MM))
     radius, reach = depth / 2, size * _ALA_REACH_MM[k]
-    rods = [Bone((0, 0, -height / 2 + 4), (0, 0, height / 2 - 4.0 - 0.6 * radius * (k == 0)), radius, radius,
-                 (width / depth, 1.0, 0.6))]
-    rods.append(Bone((0, depth / 2 + 17 - k, 0), (0, depth / 2 + 21 - 3 * k, -height / 2), 4.5 - 0.4 * k, 4.0, (1, 1, 1.8)))
+    rods = [Bone((0, 0, 0), (0, 0, -height / 2), 0.6 * radius, 0.6 * radius, (width / depth, 1.0, 1.0))]
+    rods.append(Bone((0, depth / 2 + 16 - 2 * k, 3), (0, depth / 2 + 18 - 3 * k, -height / 2), 4.2 - 0.4 * k, 3.8, (1, 1, 2.2)))
     thick = 13.0 - 2.0 * k
     for side in (-1.0, 1.0):
         rods.append(Bone((side * width * 0.35, depth * 0.1, -2), (side * (reach - 8), depth * 0.55, -5), thick, thick,
@@ -234,7 +244,7 @@ def _sacral_holes(k: int, size: float) -> list[Bone]:
 
 def add_pelvis(bones: BoneMap, sacrum: PlacedVertebra, size: float) -> None:
     """Iliac wings from crest to hip socket, and the heads of the thigh bones."""
-    rows, columns = np.meshgrid(np.linspace(0, 3, 12), np.linspace(0, 4, 30), indexing="ij")
+    rows, columns = np.meshgrid(np.linspace(0, 3, 12), np.linspace(0, 4, 44), indexing="ij")
     net = np.stack([map_coordinates(_ILIUM[..., k], [rows, columns], order=2, mode="nearest") for k in range(4)], -1)
     for side in (-1.0, 1.0):
         points = sacrum.frame.origin_mm + net[..., :3] * size * np.array([side, 1.0, 1.0])

@@ -273,7 +273,7 @@ class _SpineBuilder:
         field_mg += marrow.endplate_gain * target * np.exp(np.clip(found.body, -20, 0) / 4.0)
         core = (found.body < -2.0) & (found.vein < 0.02)
         field_mg += target - (float(field_mg[core].mean()) if core.any() else target)
-        return np.asarray(np.maximum(field_mg, -120.0) * (1 - 0.85 * found.vein), dtype=np.float32), core
+        return np.asarray(np.maximum(field_mg, -120.0) * (1 - 0.7 * found.vein), dtype=np.float32), core
 
     def _add_findings(self, vertebra: PlacedVertebra, found: VertebraField, rng: np.random.Generator) -> None:
         extras, view = self.spec.extras, self.special[found.window]

@@ -53,7 +53,7 @@ def evaluate_vertebra(grid: Grid, vertebra: PlacedVertebra, look: VertebraLook) 
         return None
     part = grid.part(window)
     local = vertebra.frame.to_local(part.coordinates(part.whole))
-    body = unit_gradient(_body_distance(local, vertebra.size, look), grid.spacing_mm)
+    body = unit_gradient(body_distance(local, vertebra.size, look), grid.spacing_mm)
     posterior = np.full(part.shape, FAR_MM, dtype=np.float32)
     for rod, blend_mm in _posterior_rods(vertebra, look):
         draw_rod(part, posterior, rod, vertebra.frame, blend_mm)
@@ -73,7 +73,7 @@ def _reach(vertebra: PlacedVertebra) -> tuple[NDArray[np.float64], NDArray[np.fl
     return patient.min(0), patient.max(0)
 
 
-def _body_distance(local: tuple[Field, Field, Field], size: LevelSize, look: VertebraLook) -> Field:
+def body_distance(local: tuple[Field, Field, Field], size: LevelSize, look: VertebraLook) -> Field:
     """Implicit function of the body: kidney-shaped section with a waist, wedge, concave endplates, lipped rims."""
     x, y, z = local
     half_width, half_depth = size.width_mm / 2, size.depth_mm / 2
@@ -98,9 +98,9 @@ def _vein_share(local: tuple[Field, Field, Field], size: LevelSize, look: Verteb
     """Basivertebral vein: a flat fan from the middle of the posterior wall to the centre of the body."""
     x, y, z = local
     depth = size.depth_mm / 2 - y
-    half_width = 2.0 + 0.45 * np.clip(depth, 0, None)
+    half_width = 1.5 + 0.35 * np.clip(depth, 0, None)
     inside = np.clip(1.5 - np.abs(x) / half_width, 0, 1) * np.clip(1.5 - np.abs(z) / look.vein_mm, 0, 1)
-    reach = np.clip((0.55 * size.depth_mm - depth) / 3.0, 0, 1) * (depth > -5)
+    reach = np.clip((0.42 * size.depth_mm - depth) / 3.0, 0, 1) * (depth > -5)
     return np.asarray(inside * reach, dtype=np.float32)
 
 
@@ -143,7 +143,7 @@ def _pedicle(size: LevelSize, side: float) -> Bone:
 def _lamina(size: LevelSize, side: float) -> Bone:
     back, deep = size.depth_mm / 2, size.canal_depth_mm
     return Bone((side * (size.canal_width_mm / 2 + 2), back + 0.6 * deep, -0.02 * size.height_mm),
-                (side * 1.5, back + deep + 2.5, -0.3 * size.height_mm), 3.0, 3.2, (1.0, 1.0, 0.13 * size.height_mm))
+                (side * 1.5, back + deep + 2.5, -0.3 * size.height_mm), 3.0, 3.2, (1.0, 1.0, 0.115 * size.height_mm))
 
 
 def _lumbar_share(position: float) -> float:
@@ -156,7 +156,7 @@ def _spinous(size: LevelSize, position: float) -> Bone:
     slope = np.radians(size.spinous_slope_deg)
     end = (0.0, start_y + size.spinous_length_mm * np.cos(slope), start_z - size.spinous_length_mm * np.sin(slope))
     return Bone((0.0, start_y, start_z), (end[0], float(end[1]), float(end[2])), 2.8, 3.0 + 0.5 * lumbar,
-                (1.0, 1.0, 1.6 + 1.2 * lumbar))
+                (1.0, 1.0, 1.6 + 0.9 * lumbar))
 
 
 def _transverse(vertebra: PlacedVertebra, side: float) -> Bone:
@@ -173,8 +173,8 @@ def _articular(vertebra: PlacedVertebra, look: VertebraLook, side: float) -> tup
     size, lumbar = vertebra.size, _lumbar_share(vertebra.position)
     half, gap = size.height_mm / 2, size.disc_below_mm
     back, deep, canal = size.depth_mm / 2, size.canal_depth_mm, size.canal_width_mm / 2
-    radius = (3.0 + 1.2 * lumbar) * look.facet_growth
-    upper_x = canal + 2 + 4.0 * lumbar
+    radius = (3.2 + 1.9 * lumbar) * look.facet_growth
+    upper_x = canal + 2 + 4.5 * lumbar
     upper = Bone((side * upper_x, back + 0.72 * deep, half - 6),
                  (side * (upper_x + lumbar), back + (0.95 - 0.1 * lumbar) * deep, half + 0.6 * gap + 2), radius, 0.8 * radius,
                  (1.0, 1.15, 1.0))
