@@ -1,9 +1,9 @@
 """Between a series' own grid and the isotropic grid of the networks, without aliasing.
 
 The canonical grid runs along the series' own axes, permuted and flipped so that they ascend most nearly along head,
-back and left of the patient (LPS); an oblique series stays oblique, so every resampling is separable: one small matrix
-per axis. Going to coarser voxels the matrix holds triangle weights of the output's width (anti-aliasing); going to finer
-ones it interpolates linearly. Positions beyond the edge take the edge's value, except where a caller pads.
+back and left of the patient (LPS); an oblique series stays oblique, so every resampling is separable: one small
+matrix per axis. Going to coarser voxels the matrix holds triangle weights of the output's width (anti-aliasing); going
+to finer ones it interpolates linearly. Positions beyond the edge take the edge's value, except where a caller pads.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from analysis.volume import CtVolume
 # Slices that are reduced together; bounds the memory of a large series to some 20 MB.
 SLICES_AT_ONCE = 16
 
-# Half width of the anti-aliasing triangle in output voxels; its variance is that of averaging over one voxel (h^2 / 6 = 1 / 12).
+# Half width of the anti-aliasing triangle in output voxels: its variance, h^2 / 6, is that of a mean over one voxel, 1
+# / 12.
 TRIANGLE_HALF_WIDTH = 0.71
 
 # LPS component (row of the affine) along which canonical slices, rows and columns ascend: head, back, left.
@@ -34,7 +35,7 @@ class CanonicalView:
     permutation, flipped : how the view came about, see `to_canonical` and `from_canonical`
     """
 
-    hu: NDArray[np.int16] | NDArray[np.float32]
+    hu: NDArray[np.generic]
     affine: NDArray[np.float64]
     permutation: tuple[int, ...]
     flipped: tuple[bool, ...]
@@ -83,7 +84,7 @@ def from_canonical(array: NDArray[np.uint8], view: CanonicalView) -> NDArray[np.
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IsotropicGrid:
-    """A box of isotropic voxels in a view: voxel (0, 0, 0) lies at `origin_mm` along the view's axes from its first voxel.
+    """A box of isotropic voxels in a view.
 
     origin_mm : float64, (3,), distance from the view's voxel (0, 0, 0) along its axes
     """
@@ -135,7 +136,8 @@ def interpolation_matrix(positions: NDArray[np.float64], n_in: int, width: float
     matrix = np.zeros((len(positions), n_in))
     rows = np.broadcast_to(np.arange(len(positions))[:, None], index.shape)
     np.add.at(matrix, (rows, np.clip(index, 0, n_in - 1)), weights)
-    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    normalised: NDArray[np.float32] = (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalised
 
 
 def inside(positions: NDArray[np.float64], n_in: int) -> NDArray[np.bool_]:

@@ -1,9 +1,9 @@
-"""Find the spine in a CT series, name its levels, outline each vertebra: the coarse network, the chain, the fine network.
+"""Find the spine in a CT series, name its levels and outline each vertebra.
 
 Order: resample to 4 mm and find the column of vertebral bodies; outline every vertebra of it with the fine network at
-about 1 mm; gather the evidence on levels (network, ribs, sacrum, spacing) and let the chain name them; bring the outlines
-back to the series' own grid. VerSe numbering (Sekuboyina et al., MedIA 2021): T1 = 8 ... T12 = 19, L1 = 20 ... L5 = 24,
-L6 = 25, sacrum 26; T13 = 28, all cervical vertebrae 7.
+about 1 mm; gather the evidence on levels (network, ribs, sacrum, spacing) and let the chain name them; bring the
+outlines back to the series' own grid. VerSe numbering (Sekuboyina et al., MedIA 2021): T1 = 8 ... T12 = 19, L1 = 20
+... L5 = 24, L6 = 25, sacrum 26; T13 = 28, all cervical vertebrae 7.
 """
 
 import time
@@ -27,20 +27,20 @@ from analysis.resampling import (
     view_box,
 )
 from analysis.results import Reason, Segmentation, VertebraLevel
+from analysis.rib_contact import RibBox, rib_contact, rib_volumes_ml, sides_in_view, spine_axes
 from analysis.spine_chain import ChainLimits, NamedChain, VertebraEvidence, name_levels
 from analysis.spine_detection import (
     SACRUM,
     CoarseMaps,
     DetectionLimits,
     Peak,
-    coarse_rib_contact,
     find_peaks,
     pooled_levels,
     sacrum_below,
     spine_column,
 )
 from analysis.vbnet import LoadedNetwork
-from analysis.vertebra_outline import FineCrop, crop_grid, crop_input, on_view, summarise
+from analysis.vertebra_outline import RIB, FineCrop, crop_grid, crop_input, on_view, summarise
 from analysis.volume import CtVolume
 
 LABELS = {"C": 7, "T13": 28, "L6": 25} | {f"T{i}": 7 + i for i in range(1, 13)} | {f"L{i}": 19 + i for i in range(1, 6)}
@@ -72,10 +72,11 @@ class SegmentationLimits:
     crops_at_once: int = 2
     body_ml: tuple[float, float] = (3.5, 75.0)
     detection: DetectionLimits = field(default_factory=DetectionLimits)
+    ribs: RibBox = field(default_factory=RibBox)
     chain: ChainLimits = field(default_factory=ChainLimits)
 
 
-class _Stopwatch:
+class Stopwatch:
     """Durations of named stages, in order."""
 
     def __init__(self) -> None:
@@ -99,7 +100,7 @@ def segment_vertebrae(volume: CtVolume, networks: Networks, limits: Segmentation
     limits = limits or SegmentationLimits()
     device, precision = choose_device(limits)
     _check_networks(networks)
-    watch = _Stopwatch()
+    watch = Stopwatch()
     view = canonical_view(volume)
     hu, grid = coarse_volume(view, networks.coarse.config.spacing_mm, device)
     watch.lap("resampling")
@@ -107,15 +108,15 @@ def segment_vertebrae(volume: CtVolume, networks: Networks, limits: Segmentation
     watch.lap("coarse network")
     column = _column(maps, limits)
     watch.lap("spine")
-    crops = _outline(view, [grid.to_axis_mm(peak.index) for peak in column], networks.fine, limits)
+    crops = outline_vertebrae(view, [grid.to_axis_mm(peak.index) for peak in column], networks.fine, limits)
     column, crops = _plausible(column, crops, limits)
     watch.lap("fine network")
-    chain = name_levels(_evidence(maps, column, crops), limits.chain)
+    chain = name_levels(_evidence(view, maps, column, crops, limits), limits.chain)
     watch.lap("levels")
     labels, body = _label_maps(view, crops, chain, _sacrum(view, maps, grid, device), device)
     watch.lap("label maps")
     levels = tuple(
-        _level(view, crop, name, p) for crop, name, p in zip(crops, chain.names, chain.confidences, strict=True)
+        vertebra_level(view, crop, name, p) for crop, name, p in zip(crops, chain.names, chain.confidences, strict=True)
     )
     flags = level_flags(levels, chain, limits)
     return Segmentation(
@@ -162,7 +163,7 @@ def _column(maps: CoarseMaps, limits: SegmentationLimits) -> list[Peak]:
     return column
 
 
-def _outline(
+def outline_vertebrae(
     view: CanonicalView, centres_mm: list[NDArray[np.float64]], network: LoadedNetwork, limits: SegmentationLimits
 ) -> list[FineCrop]:
     """The fine network on a crop around each centre."""
@@ -201,28 +202,31 @@ def _plausible(
     return [peak for peak, _ in kept], [crop for _, crop in kept]
 
 
-def _evidence(maps: CoarseMaps, column: list[Peak], crops: list[FineCrop]) -> tuple[VertebraEvidence, ...]:
+def _evidence(
+    view: CanonicalView, maps: CoarseMaps, column: list[Peak], crops: list[FineCrop], limits: SegmentationLimits
+) -> tuple[VertebraEvidence, ...]:
     """What the chain needs, per vertebra from head to feet; only the lowest can stand above the sacrum."""
-    centroids = [crop.centroid_mm for crop in crops]
-    down = column[-1].index - column[-2].index if len(column) > 1 else np.array([-1.0, 0.0, 0.0])
-    below = sacrum_below(maps, column[-1], down / np.linalg.norm(down))
+    axes = spine_axes([crop.centroid_mm for crop in crops])
+    below = sacrum_below(maps, column[-1], -axes[-1])
     return tuple(
         VertebraEvidence(
-            centroid, pooled_levels(maps, peak), _rib(maps, peak, crop), below if peak is column[-1] else None
+            crop.centroid_mm,
+            pooled_levels(maps, peak),
+            rib_of(view, crop, axis, limits),
+            below if peak is column[-1] else None,
         )
-        for centroid, peak, crop in zip(centroids, column, crops, strict=True)
+        for crop, peak, axis in zip(crops, column, axes, strict=True)
     )
 
 
-def _rib(maps: CoarseMaps, peak: Peak, crop: FineCrop) -> float | None:
-    """Rib contact seen by the fine network; a body cut by the edge of the series tells nothing when no rib is seen."""
-    contact = crop.rib_contact
-    if contact is None or (crop.touches_edge and contact < 0.5):
-        return None
-    return contact
+def rib_of(view: CanonicalView, crop: FineCrop, axis: NDArray[np.float64], limits: SegmentationLimits) -> float | None:
+    """Rib contact in a crop; a body cut by the edge of the series tells nothing when no rib is seen."""
+    volumes_ml = rib_volumes_ml(crop.probabilities[RIB], crop.grid, crop.centroid_mm, axis, limits.ribs)
+    contact = rib_contact(volumes_ml, sides_in_view(view, crop.centroid_mm, axis, limits.ribs), limits.ribs)
+    return None if contact is None or (crop.touches_edge and contact < 0.5) else contact
 
 
-def _level(view: CanonicalView, crop: FineCrop, name: str, confidence: float) -> VertebraLevel:
+def vertebra_level(view: CanonicalView, crop: FineCrop, name: str, confidence: float) -> VertebraLevel:
     x, y, z = axis_to_lps_mm(view, crop.centroid_mm)
     return VertebraLevel(name, LABELS[name], confidence, (float(x), float(y), float(z)), not crop.touches_edge)
 
@@ -234,10 +238,11 @@ def level_flags(levels: tuple[VertebraLevel, ...], chain: NamedChain, limits: Se
     anchors = ", ".join(chain.anchors) or "none"
     flags = []
     if lowest.confidence < limits.min_level_confidence:
-        text = f"{lowest.name} is named with probability {lowest.confidence:.2f}; expected {limits.min_level_confidence:.2f}"
-        flags.append(reason("LEVEL_UNCERTAIN", f"{text}; landmarks in view: {anchors}"))
+        text = f"{lowest.name} is named with probability {lowest.confidence:.2f}"
+        expected = f"expected {limits.min_level_confidence:.2f}; landmarks in view: {anchors}"
+        flags.append(reason("LEVEL_UNCERTAIN", f"{text}, {expected}"))
     if chain.anchors_disagree or chain.variant > 0.3:
-        text = f"last rib, sacrum and count do not fit five lumbar vertebrae (probability of a variant {chain.variant:.2f})"
+        text = f"last rib, sacrum and count do not fit five lumbar vertebrae (variant: {chain.variant:.2f})"
         flags.append(reason("TRANSITIONAL_ANATOMY", text))
     return tuple(flags)
 

@@ -1,10 +1,10 @@
 """Which vertebra is which: a hidden Markov chain along the spine, evaluated over all its paths.
 
 Vertebrae come in order from head to feet. Each carries evidence: what the network thinks of its level, whether a rib
-touches it, whether the sacrum begins below it, how far the next one is. The forward-backward algorithm (Rabiner, Proc.
-IEEE 77, 1989) gives the probability of every level for every vertebra from all of it together; Viterbi's path gives the
-names. Variants (11 or 13 pairs of ribs, 4 or 6 lumbar vertebrae) are ordinary, rare transitions, so that ribs and sacrum
-that disagree pull the probability apart instead of being overruled.
+touches it, whether the sacrum begins below it, how far the next one is. The forward-backward algorithm (Rabiner,
+Proc. IEEE 77, 1989) gives the probability of every level for every vertebra from all of it together; Viterbi's path
+gives the names. Variants (11 or 13 pairs of ribs, 4 or 6 lumbar vertebrae) are ordinary, rare transitions, so that
+ribs and sacrum that disagree pull the probability apart instead of being overruled.
 """
 
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """From the coarse network's maps to the ordered vertebral bodies: peaks of the centroid map, joined to one column.
 
 A peak counts when the tissue map holds a vertebral body there. The column is the path from feet to head with the best
-total of peak strengths, spacings and straightness (dynamic programming over the peaks), so that a false peak in a hip or
-a rib is left out and a weak peak between two strong ones is kept.
+total of peak strengths, spacings and straightness (dynamic programming over the peaks), so that a false peak in a hip
+or a rib is left out and a weak peak between two strong ones is kept.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Classes of the coarse tissue head, see `analysis.vbnet.COARSE_TISSUES`.
-BODY, POSTERIOR, SACRUM, RIB = 1, 2, 3, 4
+BODY, SACRUM = 1, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +152,8 @@ def ball(centre: NDArray[np.float64], radius: float, shape: torch.Size | tuple[i
 def sacrum_below(maps: CoarseMaps, last: Peak, down: NDArray[np.float64], step_mm: float = 33.0) -> float | None:
     """How surely the sacrum begins below the lowest vertebra: its volume around the place of the next body.
 
-    The place lies `step_mm` along `down` (unit vector, towards the feet) and, by the sacral slope, a little behind. None
-    when it lies outside the volume. 4 cm3 of sacrum in the 40-mm box is doubtful, 8 cm3 is sure.
+    The place lies `step_mm` along `down` (unit vector, towards the feet) and, by the sacral slope, a little behind.
+    None when it lies outside the volume. 4 cm3 of sacrum in the 40-mm box is doubtful, 8 cm3 is sure.
     """
     place_mm = last.index * maps.spacing_mm + step_mm * down + np.array([0.0, 6.0, 0.0])
     centre = place_mm / maps.spacing_mm
@@ -167,26 +167,3 @@ def sacrum_below(maps: CoarseMaps, last: Peak, down: NDArray[np.float64], step_m
 def soft_step(value: float, middle: float, width: float) -> float:
     """0 well below `middle`, 1 well above it."""
     return float(1.0 / (1.0 + np.exp(-np.clip((value - middle) / width, -30, 30))))
-
-
-def coarse_rib_contact(maps: CoarseMaps, peak: Peak) -> float | None:
-    """How surely a rib leaves from this vertebra: rib tissue beside and behind the body, on either side.
-
-    Looked for 14 to 38 mm beside the centroid, 2 mm before to 34 mm behind it and within 10 mm of its height. None when
-    neither side lies in the volume. A third of a cubic centimetre is doubtful, twice that is sure.
-    """
-    volumes = []
-    for side in (-1, 1):
-        low, high = _rib_box_mm(side)
-        start = np.round(peak.index + low / maps.spacing_mm).astype(int)
-        stop = np.round(peak.index + high / maps.spacing_mm).astype(int) + 1
-        if (start < 0).any() or (stop > np.array(maps.centroid.shape)).any():
-            continue
-        part = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-        volumes.append(float(maps.tissue[RIB][part].sum()) * maps.spacing_mm**3 / 1000.0)
-    return soft_step(max(volumes), 0.5, 0.12) if volumes else None
-
-
-def _rib_box_mm(side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    lateral = sorted((side * 14.0, side * 38.0))
-    return np.array([-10.0, -2.0, lateral[0]]), np.array([10.0, 34.0, lateral[1]])

@@ -1,4 +1,4 @@
-"""The fine network on one vertebra after the other: tissue probabilities in a crop, and what they say of ribs and edges."""
+"""The fine network on one vertebra after the other: tissues in a crop, cleaned and measured."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from analysis.resampling import CanonicalView, IsotropicGrid, ViewBox, box_around, inside, resample, to_view, view_box
+from analysis.resampling import CanonicalView, IsotropicGrid, ViewBox, box_around, resample, to_view, view_box
 from analysis.vbnet import LoadedNetwork, centroid_cue, normalise_hu
 
 # Classes of the fine tissue head, see `analysis.vbnet.FINE_TISSUES`.
@@ -24,7 +24,6 @@ class FineCrop:
     centroid_mm : (3,) of the body along the view's axes
     body_ml : volume of body cortex and cancellous bone
     touches_edge : the body reaches the first or last voxels of the series
-    rib_contact : 0..1, None where the sides are not in the volume
     """
 
     grid: IsotropicGrid
@@ -32,7 +31,6 @@ class FineCrop:
     centroid_mm: NDArray[np.float64]
     body_ml: float
     touches_edge: bool
-    rib_contact: float | None
 
 
 def crop_grid(network: LoadedNetwork, centroid_mm: NDArray[np.float64]) -> IsotropicGrid:
@@ -50,7 +48,7 @@ def crop_input(view: CanonicalView, grid: IsotropicGrid, network: LoadedNetwork,
 
 
 def keep_target(probabilities: Tensor, network: LoadedNetwork) -> Tensor:
-    """Remove what is not connected to the target: the body component nearest the cue and the posterior part touching it.
+    """Keep the body component nearest the cue and the posterior elements connected to it, nothing else.
 
     Voxels outside are given to the background. Components are those of the argmax classes, grown by two voxels so that
     the soft rim of the kept part survives.
@@ -58,7 +56,7 @@ def keep_target(probabilities: Tensor, network: LoadedNetwork) -> Tensor:
     classes = probabilities.argmax(dim=0).cpu().numpy()
     body = (classes == CORTEX) | (classes == CANCELLOUS)
     body = largest_component(body, _cue_index(network, probabilities))
-    target = largest_component(body | ((classes == POSTERIOR) & _near(classes, network)), None)
+    target = largest_component(body | (classes == POSTERIOR), None)
     rim = ndimage.binary_dilation(target, iterations=2)
     keep = torch.from_numpy(rim).to(probabilities.device)
     result = probabilities.clone()
@@ -66,11 +64,6 @@ def keep_target(probabilities: Tensor, network: LoadedNetwork) -> Tensor:
     result[1:4] *= keep
     result[0] += removed
     return result
-
-
-def _near(classes: NDArray[np.int64], network: LoadedNetwork) -> NDArray[np.bool_]:
-    """Posterior elements are accepted in the whole crop; the hook for a narrower rule."""
-    return np.ones(classes.shape, dtype=bool)
 
 
 def _cue_index(network: LoadedNetwork, probabilities: Tensor) -> NDArray[np.float64]:
@@ -81,7 +74,7 @@ def _cue_index(network: LoadedNetwork, probabilities: Tensor) -> NDArray[np.floa
 
 
 def largest_component(mask: NDArray[np.bool_], near: NDArray[np.float64] | None) -> NDArray[np.bool_]:
-    """The largest 6-connected component; with `near`, size counts less with distance from that index (e-fold 12 voxels)."""
+    """The largest 6-connected component; with `near`, sizes fall with distance from that index (1/e at 12 voxels)."""
     labelled, n = ndimage.label(mask)
     if n <= 1:
         return mask
@@ -101,8 +94,7 @@ def summarise(view: CanonicalView, grid: IsotropicGrid, probabilities: Tensor, n
     body_ml = float(body.sum()) * voxel_ml
     index = weighted_centre(body)
     edge = _touches_edge(view, grid, (body > 0.5).cpu().numpy())
-    contact = rib_contact(view, grid, cleaned, index)
-    return FineCrop(grid, cleaned, grid.to_axis_mm(index), body_ml, edge, contact)
+    return FineCrop(grid, cleaned, grid.to_axis_mm(index), body_ml, edge)
 
 
 def weighted_centre(weights: Tensor) -> NDArray[np.float64]:
@@ -131,32 +123,9 @@ def _touches_edge(view: CanonicalView, grid: IsotropicGrid, body: NDArray[np.boo
     return False
 
 
-def rib_contact(
-    view: CanonicalView, grid: IsotropicGrid, probabilities: Tensor, centre: NDArray[np.float64]
-) -> float | None:
-    """How surely a rib touches the target: volume of rib within 5 mm of it, larger of the two sides.
-
-    None when the volume does not reach 34 mm to either side of the centroid. 0.15 ml is doubtful, 0.3 ml is sure.
-    """
-    if not _sides_in_view(view, grid, centre):
-        return None
-    target = (probabilities[1:4].sum(dim=0) > 0.5).cpu().numpy()
-    reach = max(1, int(round(5.0 / grid.spacing_mm)))
-    near = ndimage.binary_dilation(target, ndimage.generate_binary_structure(3, 1), iterations=reach)
-    rib = probabilities[RIB].cpu().numpy() * near
-    middle = int(round(float(centre[2])))
-    volume_ml = max(float(rib[:, :, :middle].sum()), float(rib[:, :, middle:].sum())) * grid.spacing_mm**3 / 1000.0
-    return float(1.0 / (1.0 + np.exp(-np.clip((volume_ml - 0.15) / 0.05, -30, 30))))
-
-
-def _sides_in_view(view: CanonicalView, grid: IsotropicGrid, centre: NDArray[np.float64]) -> bool:
-    lateral_mm = float(grid.to_axis_mm(centre)[2]) + np.array([-34.0, 34.0])
-    return bool(inside(lateral_mm / float(view.spacing_mm[2]), view.shape[2]).all())
-
-
 def on_view(crop: FineCrop, view: CanonicalView, margin: int, device: torch.device) -> tuple[ViewBox, Tensor] | None:
-    """The crop's probabilities on the series' own voxels: (box, (4, d, h, w) background, posterior, cortex, cancellous)."""
-    box = view_box(view, crop.grid, margin, device)
+    """The crop on the series' own voxels: (box, probabilities (4, d, h, w): background, posterior, cortex,
+    cancellous).""" box = view_box(view, crop.grid, margin, device)
     if box is None:
         return None
     kept = torch.cat(
