@@ -124,8 +124,8 @@ def _touches_edge(view: CanonicalView, grid: IsotropicGrid, body: NDArray[np.boo
 
 
 def on_view(crop: FineCrop, view: CanonicalView, margin: int, device: torch.device) -> tuple[ViewBox, Tensor] | None:
-    """The crop on the series' own voxels: (box, probabilities (4, d, h, w): background, posterior, cortex,
-    cancellous).""" box = view_box(view, crop.grid, margin, device)
+    """The crop on the series' own voxels: (box, probabilities of background, posterior, cortex, cancellous)."""
+    box = view_box(view, crop.grid, margin, device)
     if box is None:
         return None
     kept = torch.cat(

@@ -65,7 +65,14 @@ def plane(
 
 
 def draw(axes: Axes, picture: NDArray[np.float32], extent: list[float], title: str) -> None:
-    axes.imshow(picture, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1], origin="lower", extent=tuple(extent))
+    axes.imshow(
+        picture,
+        cmap="gray",
+        vmin=WINDOW_HU[0],
+        vmax=WINDOW_HU[1],
+        origin="lower",
+        extent=(extent[0], extent[1], extent[2], extent[3]),
+    )
     axes.set_yticks(np.arange(np.ceil(extent[2] / 20) * 20, extent[3], 20))
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=7)

@@ -1,6 +1,6 @@
 """Vertebrae marked by eye: level, body centroid and the centres of both endplates, as JSON beside the code.
 
-A level may be in doubt; `level_confidence` is the reader's own probability that the name is right. Positions are LPS mm.
+A level may be in doubt; `level_confidence` is the reader's own probability that the name is right. Positions: LPS mm.
 From the marks a rough mask of the vertebral body can be grown (`grow_bodies`) for training of the coarse network.
 """
 

@@ -40,4 +40,5 @@ def read_ct(path: Path) -> CtVolume:
 
 def read_labels(path: Path) -> NDArray[np.uint8]:
     """A label map as uint8, (slices, rows, columns) in the file's own orientation."""
-    return sitk.GetArrayFromImage(read_image(path)).astype(np.uint8)
+    labels: NDArray[np.uint8] = sitk.GetArrayFromImage(read_image(path)).astype(np.uint8)
+    return labels
