@@ -94,6 +94,7 @@ PROCEDURE_DESCRIPTIONS = Code("121064", "DCM", "Current Procedure Descriptions")
 PROCEDURE_DESCRIPTION = Code("121065", "DCM", "Procedure Description")
 RECOMMENDATIONS = Code("121074", "DCM", "Recommendations")
 RECOMMENDATION = Code("121075", "DCM", "Recommendation")
+ENGLISH = Code("en-US", "RFC5646", "English (United States)")
 ARTIFICIAL_INTELLIGENCE = codes.DCM.ArtificialIntelligence
 
 
