@@ -112,7 +112,7 @@ class _Reader:
 
     def _scalar(self, node: ScalarNode, key: KeyPath) -> Any:
         try:
-            value = self._constructor.construct_object(node)  # type: ignore[no-untyped-call]
+            value = self._constructor.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             self.faults.append(Fault(key, f"found {_short(node.value)} ({error}), expected a plain value"))
             return None

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import sessionmaker
 
 from analysis.errors import DatabaseError
-from storage import jobs  # noqa: F401  each import below registers its tables with Base
+from storage import jobs, received_tables  # noqa: F401  each import below registers its tables with Base
 from storage.database import Base, SessionFactory, check_sound, damaged_text, describe, make_engine
 
 MIGRATIONS = Path(__file__).with_name("migrations")
