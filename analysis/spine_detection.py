@@ -32,7 +32,7 @@ class DetectionLimits:
     peak: float = 0.10
     body: float = 0.25
     merge_mm: float = 11.0
-    spacing_mm: tuple[float, float] = (12.0, 62.0)
+    spacing_mm: tuple[float, float] = (12.0, 80.0)
     typical_mm: float = 26.0
     spacing_log_sd: float = 0.35
     largest_tilt: float = 1.6

@@ -1,0 +1,100 @@
+"""The level chain: what is seen of ribs, sacrum and count decides the names; contradictions lower the confidence."""
+
+import numpy as np
+import pytest
+
+from analysis.spine_chain import LEVELS, ChainLimits, anchors_disagree, name_levels, single_step
+from tests.spine_builders import chain_of, levels_between
+
+
+def test_ribs_and_sacrum_together_name_every_level_without_any_opinion_of_the_network() -> None:
+    names = levels_between("T9", "L5")
+    chain = name_levels(chain_of(names, sacrum=1.0, network_shift=None))
+    assert chain.names == names
+    assert min(chain.confidences) > 0.95
+    assert chain.anchors == ("last rib", "sacrum")
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_network_that_errs_by_one_level_does_not_overrule_ribs_and_sacrum(shift: int) -> None:
+    names = levels_between("T10", "L5")
+    chain = name_levels(chain_of(names, sacrum=1.0, network_shift=shift))
+    assert chain.names == names
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_network_that_contradicts_the_last_rib_makes_the_levels_uncertain(shift: int) -> None:
+    chain = name_levels(chain_of(levels_between("T9", "L2"), network_shift=shift))
+    assert max(chain.confidences) < 0.9
+
+
+def test_the_last_rib_and_an_agreeing_network_name_l1_and_l2_of_a_chest_scan() -> None:
+    names = levels_between("T4", "L2")
+    chain = name_levels(chain_of(names))
+    assert chain.names == names
+    assert min(chain.confidences[-2:]) >= 0.9
+
+
+@pytest.mark.parametrize("names", [levels_between("L2", "L4"), levels_between("T3", "T8")])
+def test_without_first_rib_last_rib_or_sacrum_no_level_is_sure(names: tuple[str, ...]) -> None:
+    chain = name_levels(chain_of(names, ribs=names[0] != "L2"))
+    assert chain.anchors == ()
+    assert max(chain.confidences) <= ChainLimits().no_anchor_confidence
+
+
+def test_unseen_twelfth_ribs_make_the_last_rib_an_uncertain_anchor() -> None:
+    """Rudimentary 12th ribs: whoever counts from the last rib names every level one too low."""
+    names = levels_between("T8", "L2")
+    chain = name_levels(chain_of(names, ribless=("T12",), network_shift=None))
+    shifted = ("T9", "T10", "T11", "T12", "L1", "L2", "L3")
+    assert chain.names in (names, shifted) or max(chain.confidences) < 0.9
+    assert max(chain.confidences[-2:]) < 0.9
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        levels_between("T10", "L4"),
+        (*levels_between("T10", "L5"), "L6"),
+        ("T11", "T12", "T13", *levels_between("L1", "L5")),
+    ],
+    ids=["four lumbar", "six lumbar", "thirteen ribs"],
+)
+def test_four_or_six_vertebrae_between_rib_and_sacrum_are_reported_and_never_sure(names: tuple[str, ...]) -> None:
+    evidence = chain_of(names, sacrum=1.0)
+    chain = name_levels(evidence)
+    standard = len([name for name in names if name.startswith("L")]) == 5
+    assert chain.anchors_disagree is not standard
+    if not standard:
+        assert max(chain.confidences) <= ChainLimits().disagreement_confidence
+
+
+def test_one_vertebra_that_was_not_found_leaves_a_gap_in_the_names_and_not_a_shift() -> None:
+    names = levels_between("T10", "L5")
+    evidence = chain_of(names, sacrum=1.0, missed=("L3",))
+    chain = name_levels(evidence)
+    assert chain.names == tuple(name for name in names if name != "L3")
+    assert not anchors_disagree(evidence, chain.names)
+
+
+def test_a_patient_of_any_size_gets_the_same_names() -> None:
+    names = levels_between("T10", "L5")
+    for scale in (0.85, 1.15):
+        evidence = chain_of(names, sacrum=1.0)
+        scaled = tuple(
+            type(e)(e.centroid_mm * scale, e.network_levels, e.rib_contact, e.sacrum_below) for e in evidence
+        )
+        assert name_levels(scaled).names == names
+
+
+def test_probabilities_of_each_vertebra_sum_to_one_and_single_vertebrae_are_allowed() -> None:
+    chain = name_levels(chain_of(levels_between("T10", "L5"), sacrum=1.0))
+    np.testing.assert_allclose(chain.probabilities.sum(axis=1), 1.0, atol=1e-6)
+    alone = name_levels(chain_of(("L3",), ribs=False))
+    assert alone.probabilities.shape == (1, len(LEVELS))
+
+
+def test_transition_rows_are_probabilities_and_go_down_only() -> None:
+    step = single_step(ChainLimits())
+    assert (step >= 0).all() and (step.sum(axis=1) <= 1 + 1e-12).all()
+    assert np.allclose(np.tril(step, -1), 0)
