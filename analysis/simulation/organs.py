@@ -10,7 +10,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.simulation.shapes import PATIENT_FRAME, Bone, Field, Grid, Point, Window, reach_of, rod_distance
+from analysis.simulation.shapes import PATIENT_FRAME, Bone, Field, Grid, Point, Window, along_z, reach_of, rod_distance
 from analysis.simulation.skeleton import Chest
 from analysis.simulation.spine_curve import PlacedVertebra, centre_at, height_of, position_at
 
@@ -85,22 +85,27 @@ class Body:
         return 86.0 * self.build.size + 0.5 * self.build.fat_mm
 
     def outline(self, coordinates: tuple[Field, Field, Field]) -> Field:
+        """Distance to the skin."""
         x, y, z = coordinates
-        position = position_at(self.spine, z)
-        extra = self.build.fat_mm + 6.0 * (self.build.visceral_fat - 1.0)
-        half_width = (np.interp(position, _OUTLINE_AT, _HALF_WIDTH_MM) * self.build.size + extra).astype(np.float32)
-        half_depth = (np.interp(position, _OUTLINE_AT, _HALF_DEPTH_MM) * self.build.size + extra).astype(np.float32)
-        tuck = np.interp(position, [16, 19, 22], [0, 14.0, 22]).astype(np.float32)
-        tuck += np.minimum(centre_at(self.spine, z, 1) + np.float32(76.0 - 86.0 * self.build.size), 0) * np.clip((11 - position) / 3, 0, 1)
-        _, cage_depth, cage_centre = self.chest.section(z)
-        chest_front = cage_centre - cage_depth - 14 - 0.8 * self.build.fat_mm
-        to_front = (np.float32(self.back_mm) + tuck + 6 - chest_front) / 2
-        in_chest = np.clip(position - 1, 0, 1) * np.clip((12.5 - position) / 3, 0, 1)
-        half_depth = (half_depth + in_chest * np.clip(to_front - half_depth, 0, None)).astype(np.float32)
-        centre = np.float32(self.back_mm) + tuck - half_depth + np.float32(6)
+        half_width, half_depth, back = (along_z(z, lambda h, k=k: self._section(h)[k]) for k in range(3))
+        centre = back - half_depth + np.float32(6)
         rho = ((np.abs(x) / half_width) ** 2.5 + (np.abs(y - centre) / half_depth) ** 2.5) ** np.float32(0.4) + 1e-3
         distance = np.hypot(x, y - centre) * (1 - 1 / rho)
-        return np.asarray(np.maximum(distance, y - np.float32(self.back_mm) - tuck), dtype=np.float32)
+        return np.asarray(np.maximum(distance, y - back), dtype=np.float32)
+
+    def _section(self, z_mm: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        """Half width, half depth and y of the back at heights z: the chest wall lies over the rib cage."""
+        z, size, fat = z_mm.astype(np.float32), self.build.size, self.build.fat_mm
+        position = position_at(self.spine, z)
+        extra = fat + 6.0 * (self.build.visceral_fat - 1.0)
+        half_width = np.interp(position, _OUTLINE_AT, _HALF_WIDTH_MM) * size + extra
+        half_depth = np.interp(position, _OUTLINE_AT, _HALF_DEPTH_MM) * size + extra
+        back = self.back_mm + np.interp(position, [16, 19, 22], [0, 14.0, 22])
+        back += np.minimum(centre_at(self.spine, z, 1) + 76.0 - 86.0 * size, 0) * np.clip((11 - position) / 3, 0, 1)
+        _, cage_depth, cage_centre = self.chest.section(z)
+        to_front = (back + 6 - (cage_centre - cage_depth - 14 - 0.8 * fat)) / 2
+        in_chest = np.clip(position - 1, 0, 1) * np.clip((12.5 - position) / 3, 0, 1)
+        return half_width, half_depth + in_chest * np.clip(to_front - half_depth, 0, None), back
 
     def at(self, position: float, x_mm: float, y_mm: float) -> Point:
         """A point beside the spine: offsets from the middle of the body at a place on the level scale."""
@@ -129,7 +134,7 @@ def _paint_wall(tissues: TissueMap, body: Body) -> None:
     x, y, z = coordinates
     target[outline < 0] = Tissue.SKIN
     target[outline < -2.0] = Tissue.FAT
-    muscle = outline + body.build.fat_mm * (0.9 - 0.25 * (y < -60))
+    muscle = outline + body.build.fat_mm * (0.9 - 0.25 * np.clip((-30 - y) / 60, 0, 1))
     target[np.broadcast_to(muscle < 0, target.shape)] = Tissue.MUSCLE
     position = position_at(body.spine, z)
     hips = np.clip(position - 16.8, 0, 1)

@@ -1,32 +1,30 @@
 """One call from parameters to a patient's CT with its truth.
 
-`simulate_patient` gives the CT in HU, VerSe labels, the body map and the known density of every cancellous voxel; the density
-has passed through the same blur as the CT, so HU = sigma * density + beta away from cortex, vein and islands, up to noise.
+`simulate_patient` gives the CT in HU, VerSe labels, the body map and the known density of every cancellous voxel;
+the density has passed through the same blur as the CT, so HU = sigma * density + beta away from cortex and islands, up to noise.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.errors import QctError
+from analysis.simulation.marrow import BODY_CANCELLOUS, Extras, MarrowSpec
 from analysis.simulation.organs import BuildSpec
-from analysis.simulation.physics import (
+from analysis.simulation.physics import TissueSpec, add_table, paint_torso
+from analysis.simulation.scanner import (
     KERNELS,
     AcquisitionSpec,
     OutputGrid,
-    TissueSpec,
     add_artefacts,
     add_noise,
-    add_table,
     pad_outside_circle,
-    paint_torso,
     project,
     spread_volume,
 )
 from analysis.simulation.shapes import Field, Grid
 from analysis.simulation.spine_curve import Fracture, FractureKind, SpineSpec, Variant
-from analysis.simulation.torso import BODY_CANCELLOUS, Extras, MarrowSpec, Torso, TorsoSpec, make_torso
+from analysis.simulation.torso import Torso, TorsoSpec, make_torso
 from analysis.volume import CtVolume, axial_affine
 
 
@@ -89,7 +87,7 @@ def scan_torso(torso: Torso, spec: PatientSpec) -> SimulatedPatient:
 
 def _scan(torso: Torso, spec: PatientSpec, out: OutputGrid) -> Field:
     loss = 1 - spec.acquisition.slope_loss
-    tissue = TissueSpec(**{**_fields(spec.tissue), "sigma_hu_per_mg": spec.tissue.sigma_hu_per_mg * loss})
+    tissue = replace(spec.tissue, sigma_hu_per_mg=spec.tissue.sigma_hu_per_mg * loss)
     coarse, fine = paint_torso(torso, tissue, spec.torso.marrow.density_mg_cm3)
     if spec.acquisition.table:
         add_table(coarse, torso)
@@ -100,10 +98,6 @@ def _scan(torso: Torso, spec: PatientSpec, out: OutputGrid) -> Field:
     add_noise(hu, spec.acquisition, spine, out)
     pad_outside_circle(hu, spec.acquisition)
     return hu
-
-
-def _fields(spec: TissueSpec) -> dict[str, object]:
-    return {name: getattr(spec, name) for name in spec.__slots__}
 
 
 def output_grid(torso: Torso, acquisition: AcquisitionSpec) -> OutputGrid:
@@ -152,11 +146,12 @@ def _density_on(torso: Torso, body: NDArray[np.uint8], out: OutputGrid, acquisit
 
 def _truth(torso: Torso, labels: NDArray[np.uint8], out: OutputGrid) -> tuple[VertebraTruth, ...]:
     """The levels that the CT shows, from head to feet."""
-    present = np.bincount(labels.ravel(), minlength=32)
+    present = np.bincount(labels[:, ::2, ::2].ravel(), minlength=32)
     low, high = (np.array([a[k] for a in out.axes_mm])[::-1] for k in (0, -1))
     found = []
     for level in torso.levels:
-        inside = bool(np.all((np.array(level.centroid_lps_mm) > low + 12) & (np.array(level.centroid_lps_mm) < high - 12)))
+        centre = np.array(level.centroid_lps_mm)
+        inside = bool(np.all((centre > low + 12) & (centre < high - 12)))
         if present[level.label]:
             found.append(VertebraTruth(level.name, level.label, level.centroid_lps_mm, level.axis_lps,
                                        level.density_mg_cm3, level.complete and inside))

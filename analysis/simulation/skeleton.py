@@ -11,7 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from analysis.simulation.shapes import FAR_MM, PATIENT_FRAME, Bone, Field, Frame, Grid, Window, draw_rod, reach_of, smooth_union, unit_gradient
+from analysis.simulation.shapes import (
+    FAR_MM,
+    PATIENT_FRAME,
+    Bone,
+    Field,
+    Frame,
+    Grid,
+    Window,
+    along_z,
+    draw_rod,
+    reach_of,
+    smooth_union,
+    unit_gradient,
+)
 from analysis.simulation.spine_curve import LevelSize, PlacedVertebra, SpineSpec, centre_at, height_of, position_at
 from analysis.simulation.vertebra import VertebraLook, body_distance
 
@@ -93,11 +106,13 @@ class Chest:
 
     def section(self, z_mm: Field) -> tuple[Field, Field, Field]:
         """Half width, half depth and centre y at given patient heights."""
-        position = position_at(self.spine, z_mm)
-        half_width = np.interp(position, _CAGE_AT, _CAGE_WIDTH) * self.scale
-        half_depth = np.interp(position, _CAGE_AT, _CAGE_DEPTH) * self.scale
-        centre = centre_at(self.spine, z_mm, 1) + 46.0 - half_depth
-        return half_width.astype(np.float32), half_depth.astype(np.float32), centre.astype(np.float32)
+        width, depth = (lambda z, table=t: self._radius(z, table) for t in (_CAGE_WIDTH, _CAGE_DEPTH))
+        half_depth = along_z(z_mm, depth)
+        return along_z(z_mm, width), half_depth, centre_at(self.spine, z_mm, 1) + np.float32(46) - half_depth
+
+    def _radius(self, z_mm: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
+        position = position_at(self.spine, z_mm.astype(np.float32))
+        return np.asarray(np.interp(position, _CAGE_AT, table) * self.scale)
 
     def distance(self, coordinates: tuple[Field, Field, Field]) -> Field:
         """Distance to the cage's surface, negative inside."""
@@ -117,7 +132,7 @@ def rib_path(vertebra: PlacedVertebra, chest: Chest, side: float) -> NDArray[np.
     tubercle = vertebra.frame.to_patient((side * outer[0], outer[1], size.height_mm / 2 - 4))
     end = np.radians(_RIB_END_DEG[number - 1] * (0.6 if vertebra.rib == 13 else 1.0))
     angle = np.linspace(np.radians(20), end, 20)
-    drop = _RIB_DROP_MM[number - 1] * ((angle - angle[0]) / (angle[-1] - angle[0])) 
+    drop = _RIB_DROP_MM[number - 1] * ((angle - angle[0]) / (angle[-1] - angle[0]))
     z = tubercle[2] - 3 - drop
     half_width, half_depth, centre = chest.section(z.astype(np.float32))
     x = side * half_width * np.abs(np.sin(angle)) ** (2 / 2.4)

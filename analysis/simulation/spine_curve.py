@@ -11,7 +11,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.simulation.shapes import Frame
+from analysis.simulation.shapes import Field, Frame, along_z
 
 VERSE_LABELS = {**{f"C{k}": k for k in range(1, 8)}, **{f"T{k}": 7 + k for k in range(1, 13)},
                 **{f"L{k}": 19 + k for k in range(1, 7)}, "S": 26, "T13": 28}
@@ -223,17 +223,18 @@ def height_of(spine: tuple[PlacedVertebra, ...], position: float | NDArray[np.fl
     """Patient z of a place on the level scale; 18 = sacral endplate, below it 30 mm per unit."""
     places = [v.position for v in spine] + [22.0]
     z = [float(v.frame.origin_mm[2]) for v in spine]
-    return np.interp(position, [-2.0, *places], [z[0] + 50.0, *z, z[-1] - 120.0])
+    return np.asarray(np.interp(position, [-2.0, *places], [z[0] + 50.0, *z, z[-1] - 120.0]))
 
 
-def position_at(spine: tuple[PlacedVertebra, ...], z_mm: NDArray[np.float32]) -> NDArray[np.float32]:
+def position_at(spine: tuple[PlacedVertebra, ...], z_mm: Field) -> Field:
     """The inverse of `height_of`, for whole arrays."""
     places = np.array([-2.0, *(v.position for v in spine), 22.0])
     heights = height_of(spine, places)
-    return np.interp(z_mm, heights[::-1], places[::-1]).astype(np.float32)
+    return along_z(z_mm, lambda z: np.interp(z, heights[::-1], places[::-1]))
 
 
-def centre_at(spine: tuple[PlacedVertebra, ...], z_mm: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+def centre_at(spine: tuple[PlacedVertebra, ...], z_mm: Field, axis: int) -> Field:
     """Patient x (axis 0) or y (axis 1) of the spine's centre line at given heights."""
     z = np.array([v.frame.origin_mm[2] for v in spine])[::-1]
-    return np.interp(z_mm, z, np.array([v.frame.origin_mm[axis] for v in spine])[::-1]).astype(np.float32)
+    values = np.array([v.frame.origin_mm[axis] for v in spine])[::-1]
+    return along_z(z_mm, lambda heights: np.interp(heights, z, values))

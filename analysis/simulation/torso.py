@@ -8,53 +8,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
+from analysis.simulation.marrow import Extras, LevelTruth, MarrowSpec, add_vertebrae
 from analysis.simulation.organs import Body, BuildSpec, Tissue, TissueMap, paint_tissue
-from analysis.simulation.shapes import Bone, Field, Grid, Pose, draw_rod, pose_from_angles, rod_distance, smooth_union
+from analysis.simulation.shapes import Bone, Field, Grid, Pose, draw_rod, pose_from_angles, rod_distance
 from analysis.simulation.skeleton import (
     BoneMap,
     Chest,
-    Part,
     add_chest_front,
     add_pelvis,
     add_ribs,
     add_sacrum,
     empty_bone_map,
-    join_bone,
 )
 from analysis.simulation.spine_curve import PlacedVertebra, SpineSpec, height_of, place_spine
-from analysis.simulation.vertebra import VertebraField, VertebraLook, evaluate_vertebra
-
-BODY_POSTERIOR, BODY_CORTEX, BODY_CANCELLOUS = 1, 2, 3
-
-
-@dataclass(frozen=True, slots=True)
-class MarrowSpec:
-    """Cancellous bone: density in mg/cm3 K2HPO4 equivalent and its texture."""
-
-    density_mg_cm3: float = 120.0                # of L1
-    level_step_mg_cm3: float = 1.0               # per level upwards
-    level_sd_mg_cm3: float = 4.0
-    densities_mg_cm3: tuple[tuple[str, float], ...] = ()   # exact means by level name, override the rest
-    texture_sd_mg_cm3: float = 22.0
-    texture_scale_mm: float = 1.0                # Gaussian sigma of the fine texture
-    patch_sd_mg_cm3: float = 6.0                 # slow variation across a body
-    patch_scale_mm: float = 6.0
-    endplate_gain: float = 0.10                  # denser towards the endplates
-
-
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """Findings put into the bone. Levels by name."""
-
-    islands: tuple[tuple[str, float], ...] = ()  # level and radius in mm
-    cement: tuple[str, ...] = ()
-    screws: tuple[str, ...] = ()
-    osteophyte_mm: float = 0.0
-    facet_growth: float = 1.0
-    concavity_mm: float = 2.0
-    short_last_rib: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +39,6 @@ class TorsoSpec:
     shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     spine_only: bool = False                     # leave out organs far from the spine (small fields of view)
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LevelTruth:
-    """Known values of one vertebra. Means are over the cancellous core without vein and islands."""
-
-    name: str
-    label: int
-    centroid_lps_mm: tuple[float, float, float]
-    axis_lps: tuple[float, float, float]         # unit vector towards the head
-    density_mg_cm3: float
-    complete: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,8 +76,7 @@ def make_torso(spec: TorsoSpec, spacing_mm: float = 0.75) -> Torso:
     bones = empty_bone_map(coarse)
     corner, fine = _fine_grid(spec, placed, coarse)
     spine = empty_bone_map(fine)
-    builder = _SpineBuilder(spec, spine)
-    builder.add_vertebrae(placed)
+    marrow = add_vertebrae(spine, placed, (spec.marrow, spec.extras), spec.seed)
     for target in (bones, spine):
         if target is spine:
             add_sacrum(spine, placed[-1], spec.spine)
@@ -130,8 +84,8 @@ def make_torso(spec: TorsoSpec, spacing_mm: float = 0.75) -> Torso:
         add_pelvis(target, placed[-1], spec.spine.size)
     add_chest_front(bones, placed, chest)
     tissue = _spine_tissue(organs, corner, fine, placed)
-    return Torso(organs, bones, spine, tissue, builder.body, builder.density, builder.special, corner,
-                 tuple(builder.levels), placed)
+    return Torso(organs, bones, spine, tissue, marrow.body, marrow.density_mg_cm3, marrow.special_hu, corner,
+                 tuple(marrow.levels), placed)
 
 
 def _pose(spec: TorsoSpec, placed: tuple[PlacedVertebra, ...]) -> Pose:
@@ -219,99 +173,6 @@ def _paint_canal(fine: Grid, tissue: NDArray[np.uint8], placed: tuple[PlacedVert
             wide = 2.2 if kind is Tissue.FAT else 1.25
             draw_rod(fine, field_mm, Bone(ends[k], ends[k + 1], radius, radius, (wide, 1.0, 1.0)))
         tissue[field_mm < 0] = kind
-
-
-class _SpineBuilder:
-    """Collects the vertebrae of one torso: bone distance, body map, density, findings, truth."""
-
-    def __init__(self, spec: TorsoSpec, spine: BoneMap) -> None:
-        self.spec, self.spine = spec, spine
-        self.body = np.zeros(spine.grid.shape, np.uint8)
-        self.density = np.zeros(spine.grid.shape, np.float32)
-        self.special = np.full(spine.grid.shape, np.nan, np.float32)
-        self.levels: list[LevelTruth] = []
-
-    def add_vertebrae(self, placed: tuple[PlacedVertebra, ...]) -> None:
-        extras = self.spec.extras
-        for vertebra in placed[:-1]:
-            rng = np.random.default_rng([self.spec.seed, vertebra.label])
-            look = VertebraLook(extras.concavity_mm * rng.uniform(0.8, 1.2), extras.osteophyte_mm * rng.uniform(0.5, 1.2),
-                                extras.facet_growth)
-            target, found = self._target_density(vertebra, rng), evaluate_vertebra(self.spine.grid, vertebra, look)
-            if found is not None:
-                self._add(vertebra, found, target, rng)
-
-    def _target_density(self, vertebra: PlacedVertebra, rng: np.random.Generator) -> float:
-        marrow = self.spec.marrow
-        drift = marrow.level_step_mg_cm3 * (13.0 - vertebra.position) + marrow.level_sd_mg_cm3 * float(rng.normal())
-        usual = marrow.density_mg_cm3 + (drift if vertebra.name != "L1" else 0.0)
-        return dict(marrow.densities_mg_cm3).get(vertebra.name, usual)
-
-    def _add(self, vertebra: PlacedVertebra, found: VertebraField, target: float, rng: np.random.Generator) -> None:
-        step = self.spine.grid.spacing_mm
-        whole = smooth_union(found.body, found.posterior, 2.0)
-        part = np.where(found.body < step, Part.BODY, Part.POSTERIOR).astype(np.uint8)
-        join_bone(self.spine, found.window, whole, (part, vertebra.label), 1.2)
-        mine = self.spine.labels[found.window] == vertebra.label
-        view = self.body[found.window]
-        view[mine] = BODY_POSTERIOR
-        view[mine & (found.body < 0)] = BODY_CORTEX
-        view[mine & (found.body < -1.2)] = BODY_CANCELLOUS
-        density, core = self._density(found, target, rng)
-        near = found.body < 2 * step
-        self.density[found.window][near] = density[near]
-        self._add_findings(vertebra, found, rng)
-        self.levels.append(self._truth(vertebra, found, density[core & mine]))
-
-    def _density(self, found: VertebraField, target: float, rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
-        """Density field whose mean over the core is `target`, and that core."""
-        marrow, step = self.spec.marrow, self.spine.grid.spacing_mm
-        field_mg = np.full(found.body.shape, target, np.float32)
-        for sd, scale in ((marrow.texture_sd_mg_cm3, marrow.texture_scale_mm), (marrow.patch_sd_mg_cm3, marrow.patch_scale_mm)):
-            noise = gaussian_filter(rng.standard_normal(found.body.shape, dtype=np.float32), scale / step)
-            field_mg += sd * noise / max(float(noise.std()), 1e-6)
-        field_mg += marrow.endplate_gain * target * np.exp(np.clip(found.body, -20, 0) / 4.0)
-        core = (found.body < -2.0) & (found.vein < 0.02)
-        field_mg += target - (float(field_mg[core].mean()) if core.any() else target)
-        return np.asarray(np.maximum(field_mg, -120.0) * (1 - 0.7 * found.vein), dtype=np.float32), core
-
-    def _add_findings(self, vertebra: PlacedVertebra, found: VertebraField, rng: np.random.Generator) -> None:
-        extras, view = self.spec.extras, self.special[found.window]
-        x, y, z = found.local
-        for _, radius in (i for i in extras.islands if i[0] == vertebra.name):
-            cx, cy, cz = rng.uniform(-0.3, 0.3, 3) * (vertebra.size.width_mm, vertebra.size.depth_mm, vertebra.size.height_mm)
-            view[((x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2 < radius**2) & (found.body < -1)] = 750.0
-        if vertebra.name in extras.cement:
-            blob = np.hypot(np.hypot(x - 2, y + 2), 1.2 * z) + 2.5 * np.sin(x / 2.3) * np.cos(y / 2.9) * np.sin(z / 2.1)
-            view[(blob < 0.26 * vertebra.size.width_mm) & (found.body < -1)] = 1900.0
-        if vertebra.name in extras.screws:
-            for side in (-1.0, 1.0):
-                view[_screw(found.local, vertebra, side) < 0] = 3071.0
-
-    def _truth(self, vertebra: PlacedVertebra, found: VertebraField, core: NDArray[np.float32]) -> LevelTruth:
-        grid = self.spine.grid
-        centre = grid.pose.to_lps_mm(vertebra.frame.origin_mm)
-        axis = grid.pose.rotation @ vertebra.frame.axes[2]
-        inside = [all(0 <= i < n for i, n in zip(index, grid.shape, strict=True)) for index in _ends(grid, vertebra)]
-        mean = float(core.mean()) if core.size else float("nan")
-        return LevelTruth(vertebra.name, vertebra.label, tuple(map(float, centre)), tuple(map(float, axis)), mean, all(inside))  # type: ignore[arg-type]
-
-
-def _ends(grid: Grid, vertebra: PlacedVertebra) -> NDArray[np.float64]:
-    """Grid indices of the eight corners of the body's box: all inside = not cut."""
-    half = np.array([vertebra.size.width_mm, vertebra.size.depth_mm, vertebra.size.height_mm]) / 2
-    corners = np.array([[half[i] * (1 if (k >> i) & 1 else -1) for i in range(3)] for k in range(8)])
-    lps = grid.pose.to_lps_mm(vertebra.frame.to_patient(corners))
-    return ((lps - np.asarray(grid.origin_lps_mm)) / grid.spacing_mm)[:, ::-1]
-
-
-def _screw(local: tuple[Field, Field, Field], vertebra: PlacedVertebra, side: float) -> Field:
-    """A 6-mm screw through one pedicle."""
-    size = vertebra.size
-    x = size.canal_width_mm / 2 + 0.45 * size.pedicle_width_mm
-    z = size.height_mm / 2 - size.pedicle_height_mm / 2 - 1.5
-    return rod_distance(local, Bone((side * 0.5 * x, -0.3 * size.depth_mm, z - 3), (side * (x + 3), size.depth_mm / 2 + 30, z + 1),
-                                    3.0, 3.2))
 
 
 def field_of_view_mm(torso: Torso) -> tuple[float, float]:

@@ -37,40 +37,58 @@ class VertebraLook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VertebraField:
-    """Distance fields (mm, negative inside) on a window of the grid; `vein` is its share of the marrow, 0..1."""
+    """Distance fields (mm, negative inside) of one vertebra.
+
+    body, posterior : on `window` of the grid
+    inner_body, vein, local : on `inner`, the smaller window round body and canal; `vein` is its share of the marrow, 0..1
+    """
 
     window: Window
     body: Field
     posterior: Field
+    inner: Window
+    inner_body: Field
     vein: Field
     local: tuple[Field, Field, Field]
 
 
 def evaluate_vertebra(grid: Grid, vertebra: PlacedVertebra, look: VertebraLook) -> VertebraField | None:
-    """Distance fields of one vertebra; None where the grid does not reach it."""
-    window = grid.window(*_reach(vertebra))
-    if window is None:
+    """Distance fields of one vertebra; None where the grid does not reach its body."""
+    size = vertebra.size
+    window, inner = (grid.window(*_reach(vertebra, inside)) for inside in (False, True))
+    if window is None or inner is None:
         return None
-    part = grid.part(window)
-    local = vertebra.frame.to_local(part.coordinates(part.whole))
-    body = unit_gradient(body_distance(local, vertebra.size, look), grid.spacing_mm)
+    part, core = grid.part(window), grid.part(inner)
+    local = vertebra.frame.to_local(core.coordinates(core.whole))
+    vein = _vein_share(local, size, look)
+    opening = np.where(local[1] > 0.3 * size.depth_mm, 3.0 * vein - 1.5, -FAR_MM)
+    inner_body = np.maximum(unit_gradient(body_distance(local, size, look), grid.spacing_mm), opening).astype(np.float32)
     posterior = np.full(part.shape, FAR_MM, dtype=np.float32)
     for rod, blend_mm in _posterior_rods(vertebra, look):
         draw_rod(part, posterior, rod, vertebra.frame, blend_mm)
-    posterior = smooth_intersection(posterior, -_canal_distance(local, vertebra.size), 1.0)
-    vein = _vein_share(local, vertebra.size, look)
-    opening = np.where(local[1] > 0.3 * vertebra.size.depth_mm, 3.0 * vein - 1.5, -FAR_MM)
-    return VertebraField(window, np.maximum(body, opening).astype(np.float32), posterior, vein, local)
+    within = _relative(inner, window)
+    posterior[within] = smooth_intersection(posterior[within], -_canal_distance(local, size), 1.0)
+    body = np.full(part.shape, FAR_MM, dtype=np.float32)
+    body[within] = inner_body
+    return VertebraField(window, body, posterior, inner, inner_body, vein, local)
 
 
-def _reach(vertebra: PlacedVertebra) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _relative(inner: Window, outer: Window) -> Window:
+    z, y, x = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
+    return z, y, x
+
+
+def _reach(vertebra: PlacedVertebra, inside: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Box in the patient's frame: of the whole vertebra, or (inside) of its body and canal."""
     size = vertebra.size
-    back = size.depth_mm / 2 + size.canal_depth_mm + size.spinous_length_mm + 14
-    low = np.array([-size.transverse_span_mm / 2 - 8, -size.depth_mm / 2 - 8, -size.height_mm / 2 - 32])
-    high = np.array([size.transverse_span_mm / 2 + 8, back, size.height_mm / 2 + 16])
+    side = size.width_mm / 2 + 7 if inside else size.transverse_span_mm / 2 + 8
+    back = size.depth_mm / 2 + size.canal_depth_mm + (5 if inside else size.spinous_length_mm + 14)
+    low = np.array([-side, -size.depth_mm / 2 - 7, -size.height_mm / 2 - (12 if inside else 32)])
+    high = np.array([side, back, size.height_mm / 2 + (12 if inside else 16)])
     corners = np.array([[(low, high)[(k >> i) & 1][i] for i in range(3)] for k in range(8)])
     patient = vertebra.frame.to_patient(corners)
-    return patient.min(0), patient.max(0)
+    outer_low, outer_high = patient.min(0), patient.max(0)
+    return (outer_low, outer_high) if not inside else (outer_low + 1e-6, outer_high - 1e-6)
 
 
 def body_distance(local: tuple[Field, Field, Field], size: LevelSize, look: VertebraLook) -> Field:
@@ -124,14 +142,14 @@ def _posterior_rods(vertebra: PlacedVertebra, look: VertebraLook) -> list[tuple[
     return rods
 
 
-def _pedicle_centre(size: LevelSize) -> tuple[float, float]:
+def pedicle_centre(size: LevelSize) -> tuple[float, float]:
     """Local |x| and z of the pedicle's axis."""
     x = size.canal_width_mm / 2 + 0.45 * size.pedicle_width_mm
     return x, size.height_mm / 2 - size.pedicle_height_mm / 2 - 1.5
 
 
 def _pedicle(size: LevelSize, side: float) -> Bone:
-    x, z = _pedicle_centre(size)
+    x, z = pedicle_centre(size)
     back = size.depth_mm / 2
     radius = size.pedicle_width_mm / 2
     upright = size.pedicle_height_mm / size.pedicle_width_mm
@@ -161,7 +179,7 @@ def _spinous(size: LevelSize, position: float) -> Bone:
 
 def _transverse(vertebra: PlacedVertebra, side: float) -> Bone:
     size, lumbar = vertebra.size, _lumbar_share(vertebra.position)
-    x, z = _pedicle_centre(size)
+    x, z = pedicle_centre(size)
     back, deep, reach = size.depth_mm / 2, size.canal_depth_mm, size.transverse_span_mm / 2 - 3.5
     start = (side * (x + 1), back + (0.75 - 0.25 * lumbar) * deep, z - 2)
     end = (side * reach, back + deep * (1.05 - 0.45 * lumbar) + 6 * (1 - lumbar) + 3, z + 2 * (1 - lumbar))
