@@ -155,7 +155,7 @@ class AssociationServer(ThreadedAssociationServer):  # type: ignore[misc]
         super().__init__(
             ae, address, ae.ae_title, LightContexts(contexts), evt_handlers=handlers, request_handler=LobbyHandler
         )
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="accept", daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, name="accept", daemon=True)
 
     def start(self) -> None:
         self.ae._servers.append(self)

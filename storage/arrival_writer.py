@@ -7,13 +7,14 @@ first is committed first, so the end of an association stands in the database af
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from storage.arrival import Arrival
 from storage.database import SessionFactory
@@ -25,7 +26,7 @@ LOGGER = logging.getLogger(__name__)
 MAX_GROUP = 64  # arrivals per transaction
 WRITE_DEADLINE_S = 120.0  # longer than the database's busy timeout; then the sender is told to try again
 
-_Work = tuple[Arrival, "Future[ArrivalOutcome]"] | Callable[[Session], None]
+_Work = tuple[Arrival, "Future[ArrivalOutcome]"] | Callable[[Connection], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,10 @@ class ArrivalWriter:
     """Commits arrivals in groups on its own thread."""
 
     def __init__(self, sessions: SessionFactory, inbox: Inbox) -> None:
-        self._sessions = sessions
+        engine = sessions.kw["bind"]
+        assert isinstance(engine, Engine)
+        self._engine = engine
+        self._connection: Connection | None = None  # kept open: taking one from the pool costs as much as a row
         self._inbox = inbox
         self._queue: queue.SimpleQueue[_Work | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="arrival-writer", daemon=True)
@@ -68,7 +72,7 @@ class ArrivalWriter:
 
     def close_association(self, association_id: str, ending: AssociationEnding, now: datetime) -> None:
         """Queue the end of an association."""
-        self._queue.put(lambda session: close_association(session, association_id, ending, now))
+        self._queue.put(lambda connection: close_association(connection, association_id, ending, now))
 
     def _run(self) -> None:
         stopping = False
@@ -77,6 +81,7 @@ class ArrivalWriter:
             arrivals = [work for work in group if isinstance(work, tuple)]
             self._commit_arrivals(arrivals)
             self._commit_notes([work for work in group if not isinstance(work, tuple)])
+        self._disconnect()
 
     def _take_group(self) -> tuple[list[_Work], bool]:
         """Wait for the first piece of work, then take what else is there. A group ends before a second kind starts."""
@@ -119,29 +124,46 @@ class ArrivalWriter:
 
     def _commit(self, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:
         self._inbox.sync_folders(arrival.path for arrival in arrivals)
-        with self._sessions.begin() as session:
-            outcomes = record_arrivals(session, arrivals)
+        with self._transaction() as connection:
+            outcomes = record_arrivals(connection, arrivals)
             for arrival, outcome in zip(arrivals, outcomes, strict=True):
                 if outcome is ArrivalOutcome.CONFLICT:
-                    self._put_aside(session, arrival)
+                    self._put_aside(connection, arrival)
         return outcomes
 
-    def _put_aside(self, session: Session, arrival: Arrival) -> None:
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """A transaction on the kept connection; after a failure the next one gets a new connection."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        try:
+            with self._connection.begin():
+                yield self._connection
+        except SQLAlchemyError:
+            self._disconnect()
+            raise
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _put_aside(self, connection: Connection, arrival: Arrival) -> None:
         source = self._inbox.root / arrival.path
         if not source.exists():  # the same second copy twice in one group
             return
         target = self._inbox.quarantine(source, arrival.header.sop_instance_uid)
         relative = str(target.relative_to(self._inbox.root))
-        record_quarantined(session, arrival, relative, "same SOP Instance UID as a kept instance, other bytes")
+        record_quarantined(connection, arrival, relative, "same SOP Instance UID as a kept instance, other bytes")
         LOGGER.warning(
             "instance %s came again with other bytes from %s: the first is kept, the second is %s",
             arrival.header.sop_instance_uid, arrival.sender.calling_ae_title, relative,
         )  # fmt: skip
 
-    def _commit_notes(self, notes: Sequence[Callable[[Session], None]]) -> None:
+    def _commit_notes(self, notes: Sequence[Callable[[Connection], None]]) -> None:
         for note in notes:
             try:
-                with self._sessions.begin() as session:
-                    note(session)
+                with self._transaction() as connection:
+                    note(connection)
             except SQLAlchemyError as exc:
                 LOGGER.error("end of an association not noted: %s", exc)

@@ -2,7 +2,7 @@
 
 Interfaces for the rest of the project:
 
-    record_arrival(session, arrival) -> ArrivalOutcome            one instance; `record_arrivals` takes a batch
+    record_arrival(session, arrival) -> ArrivalOutcome            one instance; `record_arrivals` a batch
     series_of_study(session, study_instance_uid, version) -> tuple[ReceivedSeries, ...]
     study_facts(session, study_instance_uid) -> StudyFacts
     take_study(session, study_instance_uid, version) -> bool      a job was made for this version
@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from functools import cache
 
-from sqlalchemy import Table, insert, select, update
+from sqlalchemy import Connection, Insert, Select, bindparam, case, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningInsert
 
 from storage.arrival import (
     Arrival,
@@ -31,7 +32,6 @@ from storage.arrival import (
     series_values,
     study_values,
 )
-from storage.database import Base
 from storage.received_tables import (
     AssociationEnding,
     AssociationRow,
@@ -40,7 +40,10 @@ from storage.received_tables import (
     SeriesRow,
     StudyRow,
     StudySenderRow,
+    table_of,
 )
+
+TWO_PATIENTS = "two Patient IDs in one study"
 
 
 class ArrivalOutcome(StrEnum):
@@ -84,32 +87,27 @@ class StudyFacts:
 
 def record_arrival(session: Session, arrival: Arrival) -> ArrivalOutcome:
     """Write the rows of one instance; the caller commits."""
-    return record_arrivals(session, (arrival,))[0]
+    return record_arrivals(session.connection(), (arrival,))[0]
 
 
-def record_arrivals(session: Session, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:
+def record_arrivals(connection: Connection, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:
     """Write the rows of a batch in order, in one transaction that the caller commits."""
-    known = _known_instances(session, [a.header.sop_instance_uid for a in arrivals])
+    known = _known_instances(connection, [a.header.sop_instance_uid for a in arrivals])
     outcomes = []
-    fresh = []
     for arrival in arrivals:
-        outcome = _outcome(known, arrival)
-        outcomes.append(outcome)
-        if outcome is ArrivalOutcome.STORED:
-            fresh.append(arrival)
-            known[arrival.header.sop_instance_uid] = (arrival.digest, False)
-        elif outcome is ArrivalOutcome.RESTORED:
-            _restore(session, arrival)
-    _insert_fresh(session, fresh)
+        outcomes.append(_outcome(known, arrival))
+        known.setdefault(arrival.header.sop_instance_uid, (arrival.digest, False))
+    by_outcome = list(zip(arrivals, outcomes, strict=True))
+    for arrival in (a for a, outcome in by_outcome if outcome is ArrivalOutcome.RESTORED):
+        _restore(connection, arrival)
+    _note_associations(connection, arrivals)
+    _insert_fresh(connection, [a for a, outcome in by_outcome if outcome is ArrivalOutcome.STORED])
+    _note_senders(connection, [a for a, outcome in by_outcome if outcome is not ArrivalOutcome.CONFLICT])
     return tuple(outcomes)
 
 
-def _known_instances(session: Session, uids: list[str]) -> dict[str, tuple[str, bool]]:
-    rows = session.execute(
-        select(InstanceRow.sop_instance_uid, InstanceRow.digest, InstanceRow.purged_at).where(
-            InstanceRow.sop_instance_uid.in_(uids)
-        )
-    )
+def _known_instances(connection: Connection, uids: list[str]) -> dict[str, tuple[str, bool]]:
+    rows = connection.execute(_statements(connection.dialect.name).known, {"uids": uids})
     return {uid: (digest, purged_at is not None) for uid, digest, purged_at in rows}
 
 
@@ -122,72 +120,98 @@ def _outcome(known: dict[str, tuple[str, bool]], arrival: Arrival) -> ArrivalOut
     return ArrivalOutcome.RESTORED if purged else ArrivalOutcome.DUPLICATE
 
 
-def _restore(session: Session, arrival: Arrival) -> None:
-    session.execute(
+def _restore(connection: Connection, arrival: Arrival) -> None:
+    connection.execute(
         update(InstanceRow)
         .where(InstanceRow.sop_instance_uid == arrival.header.sop_instance_uid)
         .values(purged_at=None, path=arrival.path)
     )
 
 
-def _insert_fresh(session: Session, fresh: Sequence[Arrival]) -> None:
+def _note_associations(connection: Connection, arrivals: Sequence[Arrival]) -> None:
+    senders = {a.sender.association_id: a.sender for a in arrivals}
+    rows = [association_values(sender) for sender in senders.values()]
+    connection.execute(_statements(connection.dialect.name).add_associations, rows)
+
+
+def _insert_fresh(connection: Connection, fresh: Sequence[Arrival]) -> None:
+    """New instances: open their studies or move their clocks, then add series and instances."""
     if not fresh:
         return
-    _insert_missing(session, AssociationRow, [association_values(a.sender) for a in fresh])
+    statements = _statements(connection.dialect.name)
     versions = {}
-    for study_uid in dict.fromkeys(a.header.study_instance_uid for a in fresh):
-        of_study = [a for a in fresh if a.header.study_instance_uid == study_uid]
-        versions[study_uid] = _touch_study(session, of_study)
-    _touch_series(session, fresh)
-    senders = {(a.header.study_instance_uid, a.sender.association_id) for a in fresh}
-    _insert_missing(
-        session, StudySenderRow, [{"study_instance_uid": s, "association_id": a} for s, a in sorted(senders)]
+    for arrival in fresh:  # in order of arrival: the last one sets the study's clock
+        row = connection.execute(statements.touch_study, study_values(arrival))
+        versions[arrival.header.study_instance_uid] = int(row.scalar_one())
+    series = {(a.header.study_instance_uid, a.header.series_instance_uid): a for a in fresh}
+    connection.execute(statements.touch_series, [series_values(a) for a in series.values()])
+    connection.execute(
+        statements.add_instances, [instance_values(a, versions[a.header.study_instance_uid]) for a in fresh]
     )
-    session.execute(insert(InstanceRow), [instance_values(a, versions[a.header.study_instance_uid]) for a in fresh])
 
 
-def _touch_study(session: Session, arrivals: Sequence[Arrival]) -> int:
-    """Open the study or move its clock; returns the version that the arrivals belong to."""
-    last = max(a.arrived_at for a in arrivals)
-    _insert_missing(session, StudyRow, [study_values(arrivals[0])])
-    study = session.execute(
-        select(StudyRow).where(StudyRow.study_instance_uid == arrivals[0].header.study_instance_uid).with_for_update()
-    ).scalar_one()
-    if study.taken_version == study.version:
-        study.version += 1
-        study.version_opened_at = min(a.arrived_at for a in arrivals)
-    study.last_arrival_at = max(study.last_arrival_at, last)
-    if any(a.header.patient_id != study.patient_id for a in arrivals):
-        study.conflict = "two Patient IDs in one study"
-    session.flush()
-    return study.version
+def _note_senders(connection: Connection, arrivals: Sequence[Arrival]) -> None:
+    """Also for identical resends: while they run, the study is not due; once released, nothing was broken off."""
+    pairs = sorted({(a.header.study_instance_uid, a.sender.association_id) for a in arrivals})
+    if pairs:
+        rows = [{"study_instance_uid": study, "association_id": association} for study, association in pairs]
+        connection.execute(_statements(connection.dialect.name).add_senders, rows)
 
 
-def _touch_series(session: Session, arrivals: Sequence[Arrival]) -> None:
-    latest = {(a.header.study_instance_uid, a.header.series_instance_uid): a for a in arrivals}
-    _insert_missing(session, SeriesRow, [series_values(a) for a in latest.values()])
-    for (study_uid, series_uid), arrival in latest.items():
-        session.execute(
-            update(SeriesRow)
-            .where(SeriesRow.study_instance_uid == study_uid, SeriesRow.series_instance_uid == series_uid)
-            .values(last_arrival_at=arrival.arrived_at)
-        )
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """Built once per dialect: building them costs more than running them."""
+
+    known: Select[tuple[str, str, datetime | None]]
+    add_associations: Insert
+    touch_study: ReturningInsert[tuple[int]]
+    touch_series: Insert
+    add_senders: Insert
+    add_instances: Insert
 
 
-def _insert_missing(session: Session, row: type[Base], rows: list[dict[str, Any]]) -> None:
-    """INSERT ... ON CONFLICT DO NOTHING, in the words of SQLite or PostgreSQL."""
-    dialect = session.get_bind().dialect.name
-    table = row.__table__
-    if not isinstance(table, Table):
-        raise TypeError(f"{row.__name__} is not mapped to a table")
+@cache
+def _statements(dialect: str) -> _Statements:
     make = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    session.execute(make(table).on_conflict_do_nothing(), rows)
+    series = make(table_of(SeriesRow))
+    return _Statements(
+        known=select(InstanceRow.sop_instance_uid, InstanceRow.digest, InstanceRow.purged_at).where(
+            InstanceRow.sop_instance_uid.in_(bindparam("uids", expanding=True))
+        ),
+        add_associations=make(table_of(AssociationRow)).on_conflict_do_nothing(),
+        touch_study=_touch_study(dialect),
+        touch_series=series.on_conflict_do_update(
+            index_elements=["study_instance_uid", "series_instance_uid"],
+            set_={"last_arrival_at": series.excluded.last_arrival_at},
+        ),
+        add_senders=make(table_of(StudySenderRow)).on_conflict_do_nothing(),
+        add_instances=make(table_of(InstanceRow)),
+    )
 
 
-def record_quarantined(session: Session, arrival: Arrival, path: str, reason: str) -> None:
+def _touch_study(dialect: str) -> ReturningInsert[tuple[int]]:
+    """Add the study, or move its clock; an arrival after the version was taken opens the next version."""
+    study = table_of(StudyRow).c
+    statement = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table_of(StudyRow))
+    new = statement.excluded
+    taken = study.taken_version == study.version
+    return statement.on_conflict_do_update(
+        index_elements=["study_instance_uid"],
+        set_={
+            "version": case((taken, study.version + 1), else_=study.version),
+            "version_opened_at": case((taken, new.version_opened_at), else_=study.version_opened_at),
+            "last_arrival_at": case(
+                (new.last_arrival_at > study.last_arrival_at, new.last_arrival_at), else_=study.last_arrival_at
+            ),
+            "conflict": case((new.patient_id != study.patient_id, TWO_PATIENTS), else_=study.conflict),
+        },
+    ).returning(study.version)
+
+
+def record_quarantined(connection: Connection, arrival: Arrival, path: str, reason: str) -> None:
     """Tell the database of a file put aside; the caller commits."""
-    session.add(
-        QuarantineRow(
+    connection.execute(
+        insert(table_of(QuarantineRow)).values(
             path=path,
             sop_instance_uid=arrival.header.sop_instance_uid,
             digest=arrival.digest,
@@ -198,9 +222,9 @@ def record_quarantined(session: Session, arrival: Arrival, path: str, reason: st
     )
 
 
-def close_association(session: Session, association_id: str, ending: AssociationEnding, now: datetime) -> None:
+def close_association(connection: Connection, association_id: str, ending: AssociationEnding, now: datetime) -> None:
     """Note how an association ended; nothing happens for one that sent no instance."""
-    session.execute(
+    connection.execute(
         update(AssociationRow)
         .where(AssociationRow.id == association_id, AssociationRow.closed_at.is_(None))
         .values(closed_at=now, ending=ending.value)

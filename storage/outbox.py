@@ -142,21 +142,25 @@ def mark_dead(session: Session, item_id: int, detail: str) -> None:
     _set(session, item_id, state=Delivery.DEAD, attempts=OutboxRow.attempts + 1, detail=detail)
 
 
-def use_other_form(session: Session, item_id: int, detail: str, now: datetime) -> OutboxItem | None:
-    """Replace an object whose class is not accepted by the next form of the same content; None: there is none."""
+def use_other_form(session: Session, item_id: int, detail: str, now: datetime) -> list[OutboxItem]:
+    """Replace the objects of a kind whose class is not accepted by the next form of them; empty: there is none."""
     row = session.get_one(OutboxRow, item_id)
-    reserve = session.scalars(
+    of_kind = session.scalars(
         select(OutboxRow).join(ResultObjectRow, OutboxRow.object_id == ResultObjectRow.id)
         .where(OutboxRow.result_id == row.result_id, OutboxRow.destination == row.destination)
-        .where(OutboxRow.state == Delivery.RESERVE, ResultObjectRow.kind == row.object.kind)
-        .order_by(OutboxRow.preference)
-    ).first()  # fmt: skip
-    if reserve is None:
-        return None
-    row.state, row.detail = Delivery.REPLACED, detail
-    reserve.state, reserve.due_at = Delivery.WAITING, now
+        .where(ResultObjectRow.kind == row.object.kind).order_by(OutboxRow.preference)
+    ).all()  # fmt: skip
+    reserve = [other for other in of_kind if other.state == Delivery.RESERVE]
+    if not reserve:
+        return []
+    for other in of_kind:
+        if other.preference == row.preference and other.state in (Delivery.WAITING, Delivery.DEAD):
+            other.state, other.detail = Delivery.REPLACED, detail
+    chosen = [other for other in reserve if other.preference == reserve[0].preference]
+    for other in chosen:
+        other.state, other.due_at = Delivery.WAITING, now
     session.flush()
-    return reserve.frozen()
+    return [other.frozen() for other in chosen]
 
 
 def requeue_dead(session: Session, now: datetime, destination: str | None = None) -> int:
@@ -200,15 +204,17 @@ def fully_delivered(session: Session, study_instance_uid: str, version: int) -> 
 
 
 def _rows_for(wanted: Wanted, objects: Sequence[ResultObjectRow], now: datetime) -> list[OutboxRow]:
+    """One row per wanted object; the best form of each kind waits, the other forms are in reserve."""
     rows = []
     for kind in sorted(wanted.kinds):
-        forms = [o for o in objects if o.kind == kind]
-        ranked = sorted((rank, o.id, o) for o in forms if (rank := wanted.rank(o.sop_class_uid)) is not None)
-        chosen = [o for _, _, o in ranked] or forms[:1]
+        of_kind = [o for o in objects if o.kind == kind]
+        ranked = [(rank, o) for o in of_kind if (rank := wanted.rank(o.sop_class_uid)) is not None]
+        forms = ranked or [(0, o) for o in of_kind]
+        best = min((rank for rank, _ in forms), default=0)
         rows += [
-            OutboxRow(object_id=o.id, result_id=o.result_id, destination=wanted.destination, preference=place,
-                      state=Delivery.RESERVE if place else Delivery.WAITING, queued_at=now, due_at=now)
-            for place, o in enumerate(chosen)
+            OutboxRow(object_id=o.id, result_id=o.result_id, destination=wanted.destination, preference=rank,
+                      state=Delivery.WAITING if rank == best else Delivery.RESERVE, queued_at=now, due_at=now)
+            for rank, o in forms
         ]  # fmt: skip
     return rows
 

@@ -6,7 +6,7 @@ Rows never leave `storage`; `storage.instances` writes them and answers with fro
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, Index
+from sqlalchemy import ForeignKey, Index, Table
 from sqlalchemy.orm import Mapped, mapped_column
 
 from storage.database import Base
@@ -98,3 +98,10 @@ class AssociationEnding(StrEnum):
     RELEASED = "released"
     ABORTED = "aborted"
     LOST = "lost"  # the node stopped while it was open
+
+
+def table_of(row: type[Base]) -> Table:
+    """The table behind a row class, for statements that need no objects."""
+    table = row.__table__
+    assert isinstance(table, Table)
+    return table

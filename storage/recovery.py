@@ -48,9 +48,10 @@ def recover(sessions: SessionFactory, inbox: Inbox, now: datetime) -> Recovery:
     arrivals = [found for path in orphans if (found := _as_arrival(inbox, path, now)) is not None]
     for start in range(0, len(arrivals), GROUP):
         with sessions.begin() as session:
-            record_arrivals(session, arrivals[start : start + GROUP])
+            connection = session.connection()
+            record_arrivals(connection, arrivals[start : start + GROUP])
             for arrival in arrivals[start : start + GROUP]:
-                close_association(session, arrival.sender.association_id, AssociationEnding.LOST, now)
+                close_association(connection, arrival.sender.association_id, AssociationEnding.LOST, now)
     result = Recovery(removed, lost, len(arrivals), len(orphans) - len(arrivals))
     if any((removed, lost, orphans)):
         LOGGER.warning("after an unclean stop: %s", result)
