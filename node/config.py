@@ -8,25 +8,32 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from analysis.bmd import BmdLimits
+from analysis.bmd import BmdLimits, BmdUncertainties
+from analysis.body_size import SizeRule
 from analysis.calibration import CalibrationLimits
+from analysis.contrast import ContrastLimits
 from analysis.errors import ConfigError
+from analysis.internal_check import TissueLimits
 from analysis.phantom_types import MINDWAYS_MODEL_3_CT
 from analysis.protocol import ProtocolReference
 from analysis.results import PhantomSpec
+from analysis.vertebra_checks import VertebraLimits
 from analysis.voi import VoiRule
 from node.config_file import ConfigFile, Fault, read_config_file
 from node.destinations import AeTitle, Destination, Port
 from node.encoded import EncodingSettings
+from node.receiver_settings import ListenAddress, ReceiverSettings
 from node.series_kind import SeriesRules
+from storage.completeness import CompletenessRules
 from storage.database import sqlite_url
+from storage.inbox import DiskLimits
 from storage.jobs import RetryRules
 
 
@@ -61,8 +68,20 @@ class JobSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentationSettings:
+    """What a site decides about the segmentation; the networks' own figures stay with their code."""
+
+    backend: Literal["vbnet", "totalsegmentator"] = "vbnet"
+    models_folder: Path | None = None  # None: the weights that ship with the package
+    min_level_confidence: Annotated[float, Ge(0), Le(1)] = 0.9
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    crops_at_once: Annotated[int, Ge(1)] = 2
+
+
+@dataclass(frozen=True, slots=True)
 class LoggingSettings:
-    level: str = "INFO"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
 @checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=False))
@@ -70,7 +89,10 @@ class Config:
     """Everything that a site decides."""
 
     node: NodeSettings = NodeSettings()
+    receiving: ReceiverSettings = ReceiverSettings()
+    completeness: CompletenessRules = CompletenessRules()
     storage: StorageSettings = StorageSettings()
+    disk: DiskLimits = DiskLimits()
     jobs: JobSettings = JobSettings()
     destinations: tuple[Destination, ...] = ()
     series: SeriesRules = SeriesRules()
@@ -86,10 +108,20 @@ class Config:
     )
     calibration: CalibrationLimits = CalibrationLimits()
     protocol: ProtocolReference = ProtocolReference()
+    contrast: ContrastLimits = ContrastLimits()
+    segmentation: SegmentationSettings = SegmentationSettings()
+    vertebra: VertebraLimits = VertebraLimits()
     voi: VoiRule = VoiRule()
     bmd: BmdLimits = BmdLimits()
+    uncertainties: BmdUncertainties = BmdUncertainties()
+    body_size: SizeRule = SizeRule()
+    tissues: TissueLimits = TissueLimits()
     results: EncodingSettings = EncodingSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    @property
+    def listen_address(self) -> ListenAddress:
+        return ListenAddress(self.node.ae_title, self.node.bind_address, self.node.port)
 
     @property
     def database_url(self) -> str:
@@ -138,12 +170,6 @@ def _check_timezone(config: Config) -> Iterator[Fault]:
         ZoneInfo(config.node.timezone)
     except (ZoneInfoNotFoundError, ValueError):
         yield Fault(("node", "timezone"), f"found {config.node.timezone!r}, expected a name such as 'Europe/Berlin'")
-
-
-def _check_level(config: Config) -> Iterator[Fault]:
-    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
-    if config.logging.level not in levels:
-        yield Fault(("logging", "level"), f"found {config.logging.level!r}, expected one of {', '.join(levels)}")
 
 
 def _check_cluster(config: Config) -> Iterator[Fault]:
@@ -199,5 +225,5 @@ def _check_bmd(config: Config) -> Iterator[Fault]:
 
 
 CHECKS: tuple[Callable[[Config], Iterator[Fault]], ...] = (
-    _check_timezone, _check_level, _check_cluster, _check_destinations, _check_phantoms, _check_series, _check_bmd,
+    _check_timezone, _check_cluster, _check_destinations, _check_phantoms, _check_series, _check_bmd,
 )  # fmt: skip
