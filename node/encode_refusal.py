@@ -47,4 +47,4 @@ def refusal_document(
         Section(codes.RECOMMENDATIONS, codes.RECOMMENDATION, actions),
         Section(codes.PROCEDURE_DESCRIPTIONS, codes.PROCEDURE_DESCRIPTION, (*scan, software)),
     )
-    return text_document(sections, (), task, task.identity(ObjectKind.REFUSAL, "QCT not measured"))
+    return text_document(sections, (), task, task.identity(ObjectKind.REFUSAL, "QCT refusal"))

@@ -28,7 +28,7 @@ from node.sr_document import Section, text_document
 
 def encode_report(result: PatientResult, evidence: Sequence[Dataset], task: EncodingTask) -> EncodedObject:
     """The readable report of a reported result; `evidence` are our SEG and measurement SR."""
-    identity = task.identity(ObjectKind.REPORT, "QCT bone density report")
+    identity = task.identity(ObjectKind.REPORT, "QCT report")
     return text_document(report_sections(result, task), evidence, task, identity)
 
 

@@ -62,7 +62,7 @@ def encode_other_vertebrae(result: PatientResult, task: EncodingTask) -> tuple[E
     """Segmentation of the vertebrae that were found but not measured; empty when there are none."""
     parts = _split(other_segments(result), task.settings.max_frames_per_segmentation)
     return tuple(
-        _encode(part, result, task, task.identity(ObjectKind.OTHER_VERTEBRAE, "QCT SEG other vertebrae", index))
+        _encode(part, result, task, task.identity(ObjectKind.OTHER_VERTEBRAE, "QCT vertebrae", index))
         for index, part in enumerate(parts)
     )
 

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 
 from highdicom.sr import (
     AlgorithmIdentification,
+    ContainerContentItem,
+    ContentSequence,
     FindingSite,
+    GraphicTypeValues,
     ImageRegion,
     Measurement,
     MeasurementReport,
@@ -23,7 +26,6 @@ from highdicom.sr import (
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
-from highdicom.sr import ContainerContentItem, ContentSequence, GraphicTypeValues
 from pydicom import Dataset
 from pydicom.sr.coding import Code
 
@@ -44,8 +46,8 @@ from node.report_text import (
     scan_sentences,
 )
 from node.segments import SegmentKind
-from node.sr_document import measurement_document, observation_context, text_item
 from node.source_headers import ascii_text
+from node.sr_document import measurement_document, observation_context, text_item
 from node.voi_outlines import Outline, outlines_of
 
 Group = VolumetricROIMeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations

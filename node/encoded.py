@@ -46,19 +46,26 @@ class SegmentationType(StrEnum):
     LABELMAP = "LABELMAP"                 # 1.2.840.10008.5.1.4.1.1.66.7, only for a destination configured for it
 
 
-#: Series numbers unlikely to collide with those of a scanner.
-SERIES_NUMBERS: tuple[tuple[ObjectKind, int], ...] = (
-    (ObjectKind.SEGMENTATION, 9001),
-    (ObjectKind.MEASUREMENTS, 9002),
-    (ObjectKind.REPORT, 9003),
-    (ObjectKind.RADIOMICS, 9004),
-    (ObjectKind.PDF, 9005),
-    (ObjectKind.PICTURE, 9006),
-    (ObjectKind.REFUSAL, 9003),
-    (ObjectKind.PHANTOM_REPORT, 9003),
-    (ObjectKind.PHANTOM_CHART, 9006),
-    (ObjectKind.OTHER_VERTEBRAE, 9007),
-)
+@dataclass(frozen=True, slots=True)
+class SeriesNumbers:
+    """Series numbers, chosen so that they do not collide with those of a scanner."""
+
+    segmentation: int = 9001
+    measurements: int = 9002
+    report: int = 9003            # also of refusals and phantom reports
+    radiomics: int = 9004
+    pdf: int = 9005
+    picture: int = 9006           # also of phantom charts
+    other_vertebrae: int = 9007
+
+    def of(self, kind: ObjectKind) -> int:
+        """The number of the series that holds objects of this kind."""
+        shared = {
+            ObjectKind.REFUSAL: self.report, ObjectKind.PHANTOM_REPORT: self.report,
+            ObjectKind.PHANTOM_CHART: self.picture, ObjectKind.OTHER_VERTEBRAE: self.other_vertebrae,
+        }
+        return shared[kind] if kind in shared else int(getattr(self, kind.value))
+
 
 DEFAULT_OBJECTS = frozenset({
     ObjectKind.SEGMENTATION, ObjectKind.MEASUREMENTS, ObjectKind.REPORT, ObjectKind.RADIOMICS, ObjectKind.REFUSAL,
@@ -75,12 +82,11 @@ class EncodingSettings:
 
     uid_root: str = "2.25"
     objects: frozenset[ObjectKind] = DEFAULT_OBJECTS
-    series_numbers: tuple[tuple[ObjectKind, int], ...] = SERIES_NUMBERS
+    series_numbers: SeriesNumbers = SeriesNumbers()
     use_statement: str = "For research use only; not for clinical decisions"
     measurement_sr_class: MeasurementSrClass = MeasurementSrClass.COMPREHENSIVE_3D
     text_sr_class: TextSrClass = TextSrClass.ENHANCED
     segmentation_type: SegmentationType = SegmentationType.BINARY
-    other_vertebrae: bool = False          # also a SEG of every other vertebra found
     max_frames_per_segmentation: int = 400  # Weasis 4.6 does not show more (nroduit/Weasis#680)
     manufacturer: str = SOFTWARE_NAME
     model_name: str = "qct-node"
@@ -89,10 +95,7 @@ class EncodingSettings:
     software_version: str = SOFTWARE_VERSION
     private_scheme_organisation: str = SOFTWARE_NAME
     radiomics_model_active: bool = False   # True: a site model's answer goes into the radiomics SR
-    configuration_digest: str = ""         # hash of what else in the configuration decides on the result; enters the UIDs
-
-    def series_number(self, kind: ObjectKind) -> int:
-        return dict(self.series_numbers)[kind]
+    configuration_digest: str = ""         # hash of what else decides on the result in the configuration; for UIDs
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class EncodingTask:
         inputs = self.inputs if part == 0 else f"{self.inputs} part {part}"
         sop_instance_uid, series_instance_uid = object_uids(self.settings, kind, inputs)
         description = ascii_text(f"{name}: {self.settings.use_statement}")[:_LONG_STRING_LENGTH]
-        number = self.settings.series_number(kind) + 100 * part
+        number = self.settings.series_numbers.of(kind) + 100 * part
         return ObjectIdentity(
             kind, sop_instance_uid, series_instance_uid, number, description, self.created, self.settings
         )
