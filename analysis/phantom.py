@@ -1,0 +1,220 @@
+"""Find the calibration phantom in a CT volume, follow its rods, measure and name each of them.
+
+Order of work: circles in a few thick sections (`rod_candidates`), chains that can be the phantom (`rod_pattern`),
+straight parallel axes through the volume (`rod_tracking`), statistics (`rod_sampling`), set-up (`phantom_setup`).
+Rods are named by their place in the row first; the certificate's least-squares residual must confirm the order.
+"Not a phantom" (`PhantomNotFoundError`) and "a phantom, but unusable" (`PhantomUnusableError`) are different answers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.errors import PhantomNotFoundError, PhantomUnusableError
+from analysis.phantom_setup import Surroundings, describe_surroundings
+from analysis.refusals import reason
+from analysis.results import PhantomMeasurement, PhantomSpec, Reason, RodMeasurement
+from analysis.rod_candidates import Section, section
+from analysis.rod_fit import Assignment, assignment_of, best_assignment
+from analysis.rod_pattern import Placement
+from analysis.rod_sampling import RodSample, sample_rods, usable_slices
+from analysis.rod_search import Find, find_phantom
+from analysis.rod_tracking import RodAxes, recentred, track_rods
+from analysis.volume import CtVolume
+
+
+@dataclass(frozen=True, slots=True)
+class PhantomLimits:
+    """When a phantom scan cannot be measured at all."""
+
+    min_slices: int = 5
+    max_tilt_deg: float = 8.0
+    max_misfit_mm: float = 1.5                   # of the rods from straight parallel axes: the phantom moved
+    max_disturbed_slices: float = 0.3
+    max_outliers: float = 0.01                   # of a rod's voxels: void, metal
+    max_air_gap_mm: float = 10.0
+    max_identity_see_hu: float = 40.0            # beyond it the rods are not those of the certificate
+    min_assignment_ratio: float = 4.0
+
+
+def looks_like_phantom(volume: CtVolume, specs: tuple[PhantomSpec, ...]) -> bool:
+    """Quick answer from at most three sections: do the rods of one of these phantoms lie in the volume?"""
+    hu = volume.hu.astype(np.float32, copy=False)
+    return any(find_phantom(hu, volume.spacing_mm, spec, 3).is_phantom for spec in specs if len(spec.rods) >= 3)
+
+
+def measure_phantom(volume: CtVolume, spec: PhantomSpec, limits: PhantomLimits | None = None) -> PhantomMeasurement:
+    """Mean HU and its error of every certified rod.
+
+    Raises
+    ------
+    PhantomNotFoundError : NOT_A_PHANTOM
+    PhantomUnusableError : RODS_OUTSIDE_FOV, ROD_DISTURBED, TOO_FEW_PHANTOM_SLICES, WRONG_PHANTOM, PHANTOM_TILTED,
+        PHANTOM_MOVED, AIR_GAP, ROD_ASSIGNMENT_AMBIGUOUS, PHANTOM_TYPE_UNSUPPORTED
+    """
+    limits = limits or PhantomLimits()
+    _check_type(spec)
+    hu = volume.hu.astype(np.float32, copy=False)
+    find = find_phantom(hu, volume.spacing_mm, spec)
+    placement = _confirmed(find, spec)
+    axes = _axes(hu, volume.spacing_mm, find, placement)
+    _check_axes(axes, limits)
+    slices = usable_slices(axes, len(hu), volume.spacing_mm[0])
+    _check_slices(slices, limits)
+    samples = sample_rods(hu, volume.spacing_mm, axes, slices)
+    named = _name(samples, placement, spec, limits)
+    around = describe_surroundings(_middle_section(hu, volume, slices), _middle_centres(axes, volume, slices), axes.radius_mm)
+    _check_gap(around, limits)
+    return _result(volume, spec, (axes, slices, samples), (named, around))
+
+
+def _check_type(spec: PhantomSpec) -> None:
+    if len(spec.rods) < 3:
+        text = f"{spec.phantom_type} has {len(spec.rods)} rods; naming needs 3 or more, measure this phantom by hand"
+        raise PhantomUnusableError("PHANTOM_TYPE_UNSUPPORTED", text)
+
+
+def _confirmed(find: Find, spec: PhantomSpec) -> Placement:
+    if not find.is_phantom or find.placement is None:
+        raise PhantomNotFoundError("NOT_A_PHANTOM", f"{find.explanation}; expected the {len(spec.rods)} parallel rods of "
+                                   f"{spec.phantom_type} {spec.serial}; check that this series shows the phantom")
+    outside = find.placement.inside.count(False)
+    if outside:
+        raise PhantomUnusableError("RODS_OUTSIDE_FOV", f"{outside} of {len(spec.rods)} rods lie outside the field of view; "
+                                   "expected all inside, centre the phantom and scan it again")
+    return find.placement
+
+
+def _axes(
+    hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], find: Find, placement: Placement
+) -> RodAxes:
+    axes = track_rods(hu, spacing_mm, find.section, placement.positions_mm, placement.radius_mm)
+    if axes is None:
+        raise PhantomNotFoundError("NOT_A_PHANTOM", "circles in a row, but no straight rods along the slices; expected "
+                                   "parallel rods; check that this series shows the phantom")
+    return recentred(axes, hu, spacing_mm)
+
+
+def _check_axes(axes: RodAxes, limits: PhantomLimits) -> None:
+    if axes.tilt_deg > limits.max_tilt_deg:
+        raise PhantomUnusableError("PHANTOM_TILTED", f"rods lie {axes.tilt_deg:.1f} degrees oblique, expected at most "
+                                   f"{limits.max_tilt_deg:.0f}; straighten the phantom and scan it again")
+    misfit = float(axes.misfit_mm.max())
+    if misfit > limits.max_misfit_mm:
+        raise PhantomUnusableError("PHANTOM_MOVED", f"rods lie up to {misfit:.1f} mm off straight lines, expected at most "
+                                   f"{limits.max_misfit_mm:.1f}; the phantom moved, scan it again")
+
+
+def _check_slices(slices: tuple[int, ...], limits: PhantomLimits) -> None:
+    if len(slices) < limits.min_slices:
+        raise PhantomUnusableError("TOO_FEW_PHANTOM_SLICES", f"{len(slices)} usable slices show the rods, expected at least "
+                                   f"{limits.min_slices}; scan the phantom with the whole protocol")
+
+
+def _check_gap(around: Surroundings, limits: PhantomLimits) -> None:
+    if around.air_gap_mm > limits.max_air_gap_mm:
+        raise PhantomUnusableError("AIR_GAP", f"{around.air_gap_mm:.0f} mm of air between phantom and body, expected at most "
+                                   f"{limits.max_air_gap_mm:.0f}; close the gap and scan again")
+
+
+def _name(
+    samples: tuple[RodSample, ...], placement: Placement, spec: PhantomSpec, limits: PhantomLimits
+) -> Assignment:
+    """Name the rods by their place, confirmed by their HU; disturbed rods and foreign phantoms are refused."""
+    _check_disturbed(samples, placement, spec, limits)
+    hu = np.array([s.hu for s in samples])
+    forward = tuple(range(len(spec.rods)))
+    by_place = min((assignment_of(o, spec.rods, hu) for o in (forward, forward[::-1])), key=lambda a: a.see_hu)
+    best = best_assignment(spec.rods, hu)
+    if best.see_hu > limits.max_identity_see_hu:
+        raise PhantomUnusableError("WRONG_PHANTOM", f"rods of {', '.join(f'{v:.0f}' for v in hu)} HU lie {best.see_hu:.0f} HU "
+                                   f"about the best line of serial {spec.serial}, expected at most "
+                                   f"{limits.max_identity_see_hu:.0f}; check the serial and the certificate")
+    if best.order == by_place.order:
+        return by_place
+    if not spec.geometry_verified and best.ratio_to_next >= limits.min_assignment_ratio:
+        return best
+    raise PhantomUnusableError("ROD_ASSIGNMENT_AMBIGUOUS", f"rods in place order fit within {by_place.see_hu:.0f} HU, another "
+                               f"naming within {best.see_hu:.0f} HU; expected the place order of serial {spec.serial} to fit "
+                               "best; check the phantom")
+
+
+def _check_disturbed(
+    samples: tuple[RodSample, ...], placement: Placement, spec: PhantomSpec, limits: PhantomLimits
+) -> None:
+    for place, sample in enumerate(samples):
+        if sample.disturbed_slices > limits.max_disturbed_slices or sample.outliers > limits.max_outliers:
+            name = spec.rods[placement.order[place]].name
+            raise PhantomUnusableError("ROD_DISTURBED", f"rod {name}: {100 * sample.disturbed_slices:.0f} % of the slices and "
+                                       f"{100 * sample.outliers:.1f} % of the voxels are disturbed, expected at most "
+                                       f"{100 * limits.max_disturbed_slices:.0f} % and {100 * limits.max_outliers:.1f} %; "
+                                       "look for air, metal or streaks and scan again")
+
+
+def _middle_section(hu: NDArray[np.float32], volume: CtVolume, slices: tuple[int, ...]) -> Section:
+    middle = slices[len(slices) // 2]
+    reach = max(1, round(10.0 / volume.spacing_mm[0]) // 2)
+    return section(hu, volume.spacing_mm, slice(max(middle - reach, 0), min(middle + reach + 1, len(hu))))
+
+
+def _middle_mm(volume: CtVolume, slices: tuple[int, ...]) -> float:
+    return 0.5 * (slices[0] + slices[-1]) * volume.spacing_mm[0]
+
+
+def _middle_centres(axes: RodAxes, volume: CtVolume, slices: tuple[int, ...]) -> NDArray[np.float64]:
+    return axes.centres_mm(_middle_mm(volume, slices))
+
+
+def _result(
+    volume: CtVolume,
+    spec: PhantomSpec,
+    followed: tuple[RodAxes, tuple[int, ...], tuple[RodSample, ...]],
+    judged: tuple[Assignment, Surroundings],
+) -> PhantomMeasurement:
+    (axes, slices, samples), (named, around) = followed, judged
+    centres = _centres_lps_mm(volume, axes, slices)
+    by_certificate = sorted(range(len(samples)), key=lambda place: named.order[place])
+    rods = tuple(_rod(spec.rods[named.order[p]].name, samples[p], centres[p]) for p in by_certificate)
+    return PhantomMeasurement(
+        phantom_serial=spec.serial,
+        rods=rods,
+        setup=around.setup,
+        tilt_deg=axes.tilt_deg,
+        water_equivalent_diameter_mm=around.water_equivalent_diameter_mm,
+        assignment_ratio=named.ratio_to_next,
+        findings=_findings(samples, named, spec),
+    )
+
+
+def _centres_lps_mm(volume: CtVolume, axes: RodAxes, slices: tuple[int, ...]) -> NDArray[np.float64]:
+    """Rod centres at the middle of the slices used, (n_rods, 3)."""
+    z_mm, spacing = _middle_mm(volume, slices), np.array(volume.spacing_mm)
+    in_plane = axes.centres_mm(z_mm)
+    index = np.column_stack([np.full(len(in_plane), z_mm), in_plane]) / spacing
+    return np.asarray(volume.to_lps_mm(index))
+
+
+def _rod(name: str, sample: RodSample, centre_lps_mm: NDArray[np.float64]) -> RodMeasurement:
+    x, y, z = (float(v) for v in centre_lps_mm)
+    return RodMeasurement(
+        name=name,
+        hu=sample.hu,
+        sd_hu=sample.sd_hu,
+        n_voxels=sample.n_voxels,
+        centre_lps_mm=(x, y, z),
+        axial_slope_hu_per_mm=sample.axial_slope_hu_per_mm,
+        standard_error_hu=sample.standard_error_hu,
+        axial_slope_se_hu_per_mm=sample.axial_slope_se_hu_per_mm,
+    )
+
+
+def _findings(samples: tuple[RodSample, ...], named: Assignment, spec: PhantomSpec) -> tuple[Reason, ...]:
+    findings = []
+    if list(named.order) not in (sorted(named.order), sorted(named.order, reverse=True)):
+        names = " ".join(spec.rods[i].name for i in named.order)
+        findings.append(reason("ROD_ORDER_DIFFERS", f"rods lie in the order {names}; the template is not verified"))
+    dropped = max(s.disturbed_slices for s in samples)
+    if dropped > 0:
+        findings.append(reason("SLICES_DROPPED", f"up to {100 * dropped:.0f} % of a rod's slices were disturbed and left out"))
+    return tuple(findings)

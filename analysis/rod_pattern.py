@@ -1,0 +1,245 @@
+"""Which circles are the rods of a phantom? Chains of like circles at one pitch, on a line or a shallow arc.
+
+The geometry template is loose (no drawing is public): pitch 18-48 mm, slightly uneven, line or arc within 35 degrees
+of the rows. Rods that a section does not show (same HU as the pad, or outside the field of view) are predicted from
+the others. Each placement of the certificate on the chain is judged by its least-squares residual.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.results import RodSpec
+from analysis.rod_candidates import STRONG_SCORE, Circle, Section
+from analysis.rod_fit import best_assignment, densities_mg_cm3, fit_rods, water_mg_cm3
+
+PITCH_RANGE_MM = (17.0, 48.0)
+RADIUS_RATIO = 1.35                              # between two rods of one phantom, as seen on the coarse grid
+LARGEST_ANGLE_DEG = 35.0
+LARGEST_BEND = 0.35                              # second difference of the rod positions over the pitch
+MOST_CHAINS = 40
+# Range of sigma_ref from 140 kVp behind 40 cm of water to 80 kVp with the phantom alone, with a margin
+SIGMA_REF_RANGE = (1.0, 3.0)
+BETA_CT_RANGE_HU = 80.0
+WATER_MG_CM3 = 999.6
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Circles at integer places along a line or arc; `places` start at 0 and may leave gaps."""
+
+    circles: tuple[Circle, ...]
+    places: tuple[int, ...]
+
+    @property
+    def radius_mm(self) -> float:
+        return float(np.median([c.radius_mm for c in self.circles]))
+
+    @property
+    def score(self) -> float:
+        return sum(abs(c.score) for c in self.circles)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """All rods of the certificate laid on a chain.
+
+    positions_mm : (n_rods, 2) row and column in millimetres, in order across the phantom
+    found : which rods are circles of the section; the others are predicted
+    inside : which rods lie inside the field of view
+    order : `order[i]` is the certificate's index of the rod at place i
+    residual_hu : root mean square distance from the best physical line
+    """
+
+    positions_mm: NDArray[np.float64]
+    radius_mm: float
+    found: tuple[bool, ...]
+    inside: tuple[bool, ...]
+    order: tuple[int, ...]
+    hu: NDArray[np.float64]
+    residual_hu: float
+    score: float
+
+
+def find_chains(circles: tuple[Circle, ...], n_rods: int) -> tuple[Chain, ...]:
+    """Chains of two and more circles, best first."""
+    seeds = [c for c in circles if abs(c.score) >= STRONG_SCORE]
+    chains: dict[frozenset[tuple[float, float]], Chain] = {}
+    for left in seeds:
+        for right in seeds:
+            if _neighbours(left, right):
+                chain = _grow(left, right, circles, n_rods)
+                chains.setdefault(frozenset((c.row_mm, c.column_mm) for c in chain.circles), chain)
+    return tuple(sorted(chains.values(), key=lambda c: -c.score))[:MOST_CHAINS]
+
+
+def _neighbours(left: Circle, right: Circle) -> bool:
+    rows_mm, columns_mm = right.position_mm - left.position_mm
+    distance = float(np.hypot(rows_mm, columns_mm))
+    return bool(
+        columns_mm > 0
+        and PITCH_RANGE_MM[0] <= distance <= PITCH_RANGE_MM[1]
+        and abs(rows_mm) <= distance * np.sin(np.radians(LARGEST_ANGLE_DEG))
+        and distance >= 1.8 * min(left.radius_mm, right.radius_mm)
+        and _alike(left, right)
+    )
+
+
+def _alike(one: Circle, other: Circle) -> bool:
+    return 1 / RADIUS_RATIO <= one.radius_mm / other.radius_mm <= RADIUS_RATIO
+
+
+def _grow(left: Circle, right: Circle, circles: tuple[Circle, ...], n_rods: int) -> Chain:
+    places = {0: left, 1: right}
+    for direction in (1, -1):
+        _extend(places, direction, circles, n_rods)
+    first = min(places)
+    order = sorted(places)
+    return Chain(tuple(places[i] for i in order), tuple(i - first for i in order))
+
+
+def _extend(places: dict[int, Circle], direction: int, circles: tuple[Circle, ...], n_rods: int) -> None:
+    """Add circles at the end of the chain while the next one, or the one after it, is where it should be."""
+    while max(places) - min(places) + 1 < n_rods:
+        end = max(places) if direction > 0 else min(places)
+        for step in (1, 2):
+            if max(places) - min(places) + step >= n_rods:
+                return
+            nearest = _nearest(_predicted(places, end + direction * step), places, circles, 0.24 + 0.08 * step)
+            if nearest is not None:
+                places[end + direction * step] = nearest
+                break
+        else:
+            return
+
+
+def _nearest(
+    predicted_mm: NDArray[np.float64], places: dict[int, Circle], circles: tuple[Circle, ...], tolerance: float
+) -> Circle | None:
+    """The best circle within `tolerance` pitches of the predicted place."""
+    reach_mm = tolerance * _pitch_mm(places)
+    seed = next(iter(places.values()))
+    near = [
+        (abs(c.score) * (1.0 - 0.5 * distance / reach_mm), c)
+        for c in circles
+        for distance in [float(np.linalg.norm(c.position_mm - predicted_mm))]
+        if distance <= reach_mm and _alike(c, seed)
+    ]
+    return max(near, key=lambda pair: pair[0])[1] if near else None
+
+
+def _pitch_mm(places: dict[int, Circle]) -> float:
+    gaps = [
+        float(np.linalg.norm(places[b].position_mm - places[a].position_mm)) / (b - a)
+        for a, b in pairwise(sorted(places))
+    ]
+    return float(np.median(gaps))
+
+
+def _predicted(places: dict[int, Circle], place: int) -> NDArray[np.float64]:
+    known = sorted(places)
+    return curve(np.array(known, float), np.array([places[i].position_mm for i in known]), np.array([float(place)]))[0]
+
+
+def curve(
+    places: NDArray[np.float64], positions_mm: NDArray[np.float64], wanted: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Positions at `wanted` places from a parabola through the known ones, bent no more than they show.
+
+    The bend carries a prior of 0 +/- 2 mm per pitch squared (arc of 200 mm radius at 30 mm pitch: 2.3 mm) against
+    0.5 mm of a circle's position; two known rods give a straight line.
+    """
+    design = np.column_stack([np.ones_like(places), places, places**2])
+    ridge = np.diag([0.0, 0.0, (0.5 / 2.0) ** 2])
+    coefficients = np.linalg.solve(design.T @ design + ridge + 1e-9 * np.eye(3), design.T @ positions_mm)
+    return np.column_stack([np.ones_like(wanted), wanted, wanted**2]) @ coefficients
+
+
+def place_certificate(image: Section, chain: Chain, rods: tuple[RodSpec, ...]) -> tuple[Placement, ...]:
+    """Every way to lay the certificate's rods on the chain or on the chain less a circle at one end, best first."""
+    placements = [
+        _placement(image, part, offset, rods)
+        for part in _parts(chain)
+        for offset in range(len(rods) - part.places[-1])
+    ]
+    return tuple(sorted(placements, key=lambda p: p.residual_hu))
+
+
+def _parts(chain: Chain) -> tuple[Chain, ...]:
+    """The chain, and without its first or last circle when enough remain (the end may be a false circle)."""
+    if len(chain.circles) < 4:
+        return (chain,)
+    return (
+        chain,
+        Chain(chain.circles[:-1], chain.places[:-1]),
+        Chain(chain.circles[1:], tuple(p - chain.places[1] for p in chain.places[1:])),
+    )
+
+
+def _placement(image: Section, chain: Chain, offset: int, rods: tuple[RodSpec, ...]) -> Placement:
+    known = np.array([place + offset for place in chain.places])
+    at_mm = np.array([c.position_mm for c in chain.circles])
+    positions = curve(known.astype(float), at_mm, np.arange(len(rods), dtype=float))
+    positions[known] = at_mm
+    found = tuple(i in set(known.tolist()) for i in range(len(rods)))
+    inside = tuple(disc_inside(image, p, 0.75 * chain.radius_mm) for p in positions)
+    hu = np.array([disc_mean_hu(image, p, 0.55 * chain.radius_mm) if ok else np.nan for p, ok in zip(positions, inside, strict=True)])
+    blank = Placement(positions, chain.radius_mm, found, inside, tuple(range(len(rods))), hu, np.inf, chain.score)
+    order, residual = _best_order(rods, hu)
+    return replace(blank, order=order, residual_hu=residual)
+
+
+def _best_order(rods: tuple[RodSpec, ...], hu: NDArray[np.float64]) -> tuple[tuple[int, ...], float]:
+    """Left to right or right to left, else, with every rod seen, the naming of least residual."""
+    forward = tuple(range(len(rods)))
+    tried = [(physical_residual_hu(rods, hu, order), order) for order in (forward, forward[::-1])]
+    residual, order = min(tried)
+    if residual > 20.0 and np.isfinite(hu).all():
+        other = best_assignment(rods, hu).order
+        other_residual = physical_residual_hu(rods, hu, other)
+        if other_residual < 0.25 * residual:
+            return other, other_residual
+    return order, residual
+
+
+def physical_residual_hu(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], order: tuple[int, ...]) -> float:
+    """Root mean square residual of the rods seen from the nearest line with possible slope and offset."""
+    seen = np.flatnonzero(np.isfinite(hu))
+    named = [rods[order[i]] for i in seen]
+    if len(named) < 2:
+        return float("inf")
+    fit = fit_rods(named, hu[seen])
+    sigma = float(np.clip(fit.sigma_ref, *SIGMA_REF_RANGE))
+    response = hu[seen] - water_mg_cm3(named)
+    zero = -WATER_MG_CM3 if any(rod.water_mg_cm3 for rod in named) else 0.0
+    beta = float(np.mean(response - sigma * densities_mg_cm3(named)))
+    beta = float(np.clip(beta, zero - BETA_CT_RANGE_HU, zero + BETA_CT_RANGE_HU))
+    residuals = response - sigma * densities_mg_cm3(named) - beta
+    return float(np.sqrt(np.mean(residuals**2)))
+
+
+def _disc(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> NDArray[np.float32]:
+    """HU of the pixels whose centres lie in the disc."""
+    (rows_mm, columns_mm), (n_rows, n_columns) = image.pixel_mm, image.hu.shape
+    r0, r1 = (int(np.ceil((centre_mm[0] + s * radius_mm) / rows_mm)) for s in (-1, 1))
+    c0, c1 = (int(np.ceil((centre_mm[1] + s * radius_mm) / columns_mm)) for s in (-1, 1))
+    rows = np.arange(max(r0, 0), min(r1, n_rows))
+    columns = np.arange(max(c0, 0), min(c1, n_columns))
+    squared = (rows[:, None] * rows_mm - centre_mm[0]) ** 2 + (columns[None, :] * columns_mm - centre_mm[1]) ** 2
+    return image.hu[np.ix_(rows, columns)][squared <= radius_mm**2]
+
+
+def disc_mean_hu(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> float:
+    values = _disc(image, centre_mm, radius_mm)
+    return float(values.mean()) if values.size else float("nan")
+
+
+def disc_inside(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> bool:
+    """Does the disc lie in the image and show more than air or padding?"""
+    size_mm = np.array([n * p for n, p in zip(image.hu.shape, image.pixel_mm, strict=True)])
+    if (centre_mm - radius_mm < 0).any() or (centre_mm + radius_mm > size_mm).any():
+        return False
+    values = _disc(image, centre_mm, radius_mm)
+    return bool(values.size and np.mean(values < -900.0) < 0.2)

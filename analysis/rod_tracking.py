@@ -1,0 +1,300 @@
+"""Follow the rods along the slices: circle fits in blocks of slices, one common direction, one common radius.
+
+Rods of one phantom are parallel and equally thick; only the well contrasted ones are followed, the others keep their
+place beside them. In-plane positions are (row, column) in millimetres; z is millimetres along the slices.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from analysis.rod_candidates import Section, section
+
+BLOCK_MM = 10.0
+RAYS = 64
+RAY_STEP_MM = 0.25
+EDGE_SMOOTHING_MM = 0.8
+INLIER_MM = 0.8                                  # a point of the circumference this near the circle supports it
+MIN_INLIERS = 0.55
+LARGEST_JUMP_MM = 3.5                            # between neighbouring blocks; 12 degrees over 15 mm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CircleFit:
+    centre_mm: NDArray[np.float64]               # (2,)
+    radius_mm: float
+    inliers: float                               # share of the rays that support the circle
+    contrast_hu: float                           # inside less outside, median over the rays
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RodAxes:
+    """Parallel axes: centre of rod i at z is at_zero_mm[i] + slope * z.
+
+    blocks_mm : (n_blocks, 2) from and to, along the slices, where the rods were followed
+    misfit_mm : (n_blocks,) how far the rods of a block lie off the common straight axes
+    """
+
+    at_zero_mm: NDArray[np.float64]              # (n_rods, 2)
+    slope: NDArray[np.float64]                   # (2,) millimetre per millimetre
+    radius_mm: float
+    strong: tuple[bool, ...]
+    blocks_mm: NDArray[np.float64]
+    misfit_mm: NDArray[np.float64]
+
+    @property
+    def tilt_deg(self) -> float:
+        return float(np.degrees(np.arctan(np.hypot(*self.slope))))
+
+    def centres_mm(self, z_mm: float) -> NDArray[np.float64]:
+        return np.asarray(self.at_zero_mm + self.slope * z_mm)
+
+
+def fit_circle(image: Section, guess_mm: NDArray[np.float64], radius_mm: float) -> CircleFit | None:
+    """The circle of steepest change around `guess_mm`, or None when the section ends there."""
+    patch = _patch(image, guess_mm, 1.6 * radius_mm + LARGEST_JUMP_MM)
+    if patch is None:
+        return None
+    centre, radius = guess_mm.astype(float), radius_mm
+    fit = None
+    for _ in range(4):
+        fit = _fit_once(patch, image.pixel_mm, centre, radius)
+        centre = fit.centre_mm
+        radius = float(np.clip(fit.radius_mm, 0.7 * radius_mm, 1.4 * radius_mm))
+        if np.linalg.norm(centre - guess_mm) > 1.5 * LARGEST_JUMP_MM:
+            return None
+    return fit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Patch:
+    hu: NDArray[np.float32]
+    start: tuple[int, int]
+
+
+def _patch(image: Section, centre_mm: NDArray[np.float64], reach_mm: float) -> _Patch | None:
+    low = [int(np.floor((c - reach_mm) / p)) for c, p in zip(centre_mm, image.pixel_mm, strict=True)]
+    high = [int(np.ceil((c + reach_mm) / p)) + 1 for c, p in zip(centre_mm, image.pixel_mm, strict=True)]
+    low = [max(a, 0) for a in low]
+    cut = image.hu[low[0] : high[0], low[1] : high[1]]
+    if min(cut.shape) < 8:
+        return None
+    sigma = [EDGE_SMOOTHING_MM / p for p in image.pixel_mm]
+    return _Patch(ndimage.gaussian_filter(np.clip(cut, -300, 3000), sigma), (low[0], low[1]))
+
+
+def _fit_once(
+    patch: _Patch, pixel_mm: tuple[float, float], centre_mm: NDArray[np.float64], radius_mm: float
+) -> CircleFit:
+    angle = np.arange(RAYS) * (2 * np.pi / RAYS)
+    distance = np.arange(0.6 * radius_mm, 1.4 * radius_mm, RAY_STEP_MM)
+    rays = _along_rays(patch, pixel_mm, centre_mm, (angle, distance))
+    contrast = _contrast_hu(rays)
+    slope = np.gradient(rays, RAY_STEP_MM, axis=1) * (-np.sign(contrast) or 1.0)
+    edge = _steepest_mm(slope, distance)
+    shift, radius, inliers = _robust_circle(angle, edge)
+    return CircleFit(centre_mm + shift, radius, inliers, contrast)
+
+
+def _along_rays(
+    patch: _Patch,
+    pixel_mm: tuple[float, float],
+    centre_mm: NDArray[np.float64],
+    polar: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """HU at (angle, distance), (rays, steps)."""
+    angle, distance = polar
+    rows = (centre_mm[0] + distance[None, :] * np.sin(angle)[:, None]) / pixel_mm[0] - patch.start[0]
+    columns = (centre_mm[1] + distance[None, :] * np.cos(angle)[:, None]) / pixel_mm[1] - patch.start[1]
+    return np.asarray(ndimage.map_coordinates(patch.hu, [rows, columns], order=1, mode="nearest"), float)
+
+
+def _contrast_hu(rays: NDArray[np.float64]) -> float:
+    """Inside less outside; the outside is read 20 to 35 % beyond the radius, by the median over the rays."""
+    n = rays.shape[1]
+    inside = rays[:, : max(n // 5, 1)].mean()
+    outside = np.median(rays[:, int(0.72 * n) : int(0.95 * n)].mean(axis=1))
+    return float(inside - outside)
+
+
+def _steepest_mm(slope: NDArray[np.float64], distance_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance of the steepest fall on each ray, refined by a parabola, (rays,)."""
+    at = np.clip(slope.argmax(axis=1), 1, slope.shape[1] - 2)
+    rays = np.arange(len(slope))
+    left, middle, right = (slope[rays, at + k] for k in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    offset = np.where(bend < -1e-9, 0.5 * (left - right) / np.where(bend < -1e-9, bend, -1.0), 0.0)
+    return np.asarray(distance_mm[at] + np.clip(offset, -1, 1) * RAY_STEP_MM)
+
+
+def _robust_circle(angle: NDArray[np.float64], edge_mm: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:
+    """Shift (row, column), radius and share of inliers of edge = R + shift . direction, Cauchy weights."""
+    design = np.column_stack([np.sin(angle), np.cos(angle), np.ones_like(angle)])
+    solution = np.array([0.0, 0.0, float(np.median(edge_mm))])
+    for _ in range(8):
+        weight = 1.0 / (1.0 + ((edge_mm - design @ solution) / 0.5) ** 2)
+        weighted = design * weight[:, None]
+        solution = np.linalg.solve(weighted.T @ design + 1e-9 * np.eye(3), weighted.T @ edge_mm)
+    inliers = float(np.mean(np.abs(edge_mm - design @ solution) < INLIER_MM))
+    return solution[:2], float(solution[2]), inliers
+
+
+def track_rods(
+    hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], seed: Section, start_mm: NDArray[np.float64], radius_mm: float
+) -> RodAxes | None:
+    """Follow the rods from the seed section to both ends; None when fewer than two can be followed.
+
+    hu : (slices, rows, columns); start_mm : (n_rods, 2) centres in the seed section
+    """
+    fits = [fit_circle(seed, centre, radius_mm) for centre in start_mm]
+    strong = _strong(fits, start_mm)
+    if sum(strong) < 2:
+        return None
+    radius = float(np.median([f.radius_mm for f, s in zip(fits, strong, strict=True) if f is not None and s]))
+    centres = np.array([f.centre_mm if s and f else c for f, s, c in zip(fits, strong, start_mm, strict=True)])
+    follow = _Follower(hu, spacing_mm, np.flatnonzero(strong), radius)
+    blocks = follow.from_seed(seed.centre_mm, centres)
+    return _straight_axes(blocks, centres, strong) if blocks else None
+
+
+def _strong(fits: list[CircleFit | None], start_mm: NDArray[np.float64]) -> tuple[bool, ...]:
+    good = [
+        f is not None and f.inliers >= MIN_INLIERS and np.linalg.norm(f.centre_mm - s) < LARGEST_JUMP_MM
+        for f, s in zip(fits, start_mm, strict=True)
+    ]
+    contrasts = [abs(f.contrast_hu) for f, ok in zip(fits, good, strict=True) if f is not None and ok]
+    floor = 0.2 * max(contrasts, default=0.0)
+    return tuple(bool(ok and f is not None and abs(f.contrast_hu) >= floor) for f, ok in zip(fits, good, strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    from_mm: float
+    to_mm: float
+    centre_mm: float
+    positions_mm: NDArray[np.float64]            # (n_strong, 2), NaN where a rod had no fit
+    radii_mm: NDArray[np.float64]
+
+
+@dataclass(slots=True, eq=False)
+class _Follower:
+    """Walks along the blocks of slices; knows the volume and which rods to follow."""
+
+    hu: NDArray[np.float32]
+    spacing_mm: tuple[float, float, float]
+    rods: NDArray[np.int64]
+    radius_mm: float
+
+    def from_seed(self, seed_mm: float, centres_mm: NDArray[np.float64]) -> list[_Block]:
+        starts = self._block_starts()
+        middles = [0.5 * (s.start + s.stop - 1) * self.spacing_mm[0] for s in starts]
+        first = int(np.argmin([abs(m - seed_mm) for m in middles]))
+        start = centres_mm[self.rods]
+        forward = self._walk(starts[first:], start)
+        backward = self._walk(starts[:first][::-1], forward[0].positions_mm if forward else start)
+        return sorted([*backward, *forward], key=lambda b: b.centre_mm)
+
+    def _block_starts(self) -> list[slice]:
+        n, thick = len(self.hu), self.spacing_mm[0]
+        per_block = max(1, round(BLOCK_MM / thick))
+        count = max(1, n // per_block)
+        edges = np.linspace(0, n, count + 1).round().astype(int)
+        return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    def _walk(self, blocks: list[slice], start_mm: NDArray[np.float64]) -> list[_Block]:
+        """Blocks in walking order; two lost blocks in a row end the walk."""
+        done: list[_Block] = []
+        last, lost = start_mm, 0
+        for slices in blocks:
+            block = self._fit(slices, last)
+            if block is None:
+                lost += 1
+                if lost > 1:
+                    break
+                continue
+            lost = 0
+            step = np.nanmedian(block.positions_mm - last, axis=0)
+            last = np.where(np.isfinite(block.positions_mm), block.positions_mm, last + step)
+            done.append(block)
+        return done
+
+    def _fit(self, slices: slice, guess_mm: NDArray[np.float64]) -> _Block | None:
+        image = section(self.hu, self.spacing_mm, slices)
+        fits = [fit_circle(image, g, self.radius_mm) for g in np.nan_to_num(guess_mm)]
+        good = [f is not None and f.inliers >= MIN_INLIERS for f in fits]
+        if sum(good) < max(2, (len(self.rods) + 1) // 2):
+            return None
+        positions = np.array([f.centre_mm if ok and f else [np.nan, np.nan] for f, ok in zip(fits, good, strict=True)])
+        radii = np.array([f.radius_mm if ok and f else np.nan for f, ok in zip(fits, good, strict=True)])
+        step_mm = self.spacing_mm[0]
+        ends = (slices.start - 0.5) * step_mm, (slices.stop - 0.5) * step_mm
+        return _Block(*ends, image.centre_mm, positions, radii)
+
+
+def _straight_axes(blocks: list[_Block], centres_mm: NDArray[np.float64], strong: tuple[bool, ...]) -> RodAxes:
+    """One slope for all rods (median over rods of least squares), one offset each; weak rods ride along."""
+    z = np.array([b.centre_mm for b in blocks])
+    positions = np.array([b.positions_mm for b in blocks])              # (blocks, strong, 2)
+    slope = _common_slope(z, positions)
+    offsets = np.nanmedian(positions - slope * z[:, None, None], axis=0)
+    misfit = np.nanmedian(positions - slope * z[:, None, None] - offsets, axis=1)
+    at_zero = np.array(centres_mm, float)
+    index = np.flatnonzero(strong)
+    moved = np.mean(offsets - centres_mm[index], axis=0)
+    at_zero += moved
+    at_zero[index] = offsets
+    radii = np.concatenate([b.radii_mm for b in blocks])
+    ends = np.array([(b.from_mm, b.to_mm) for b in blocks])
+    return RodAxes(at_zero, slope, float(np.nanmedian(radii)), strong, ends, np.linalg.norm(misfit, axis=1))
+
+
+def _common_slope(z: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    if len(z) < 2:
+        return np.zeros(2)
+    slopes = []
+    for rod in range(positions.shape[1]):
+        ok = np.isfinite(positions[:, rod, 0])
+        if ok.sum() >= 2:
+            slopes.append(np.polyfit(z[ok], positions[ok, rod], 1)[0])
+    return np.median(slopes, axis=0) if slopes else np.zeros(2)
+
+
+def recentred(axes: RodAxes, hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> RodAxes:
+    """Every rod's centre fitted once more on the average of all slices taken along the tilted axes.
+
+    A weak rod moves only when its own edge is clear; its noise is then that of the whole length.
+    """
+    low, high = axes.blocks_mm[:, 0].min(), axes.blocks_mm[:, 1].max()
+    slices = [k for k in range(len(hu)) if low <= k * spacing_mm[0] <= high]
+    slices = slices[:: max(1, len(slices) // 48)]
+    at_zero = axes.at_zero_mm.copy()
+    for rod, strong in enumerate(axes.strong):
+        image, origin = _straightened(axes, hu, spacing_mm, (rod, slices))
+        fit = fit_circle(image, at_zero[rod] - origin, axes.radius_mm)
+        if fit is None or fit.inliers < MIN_INLIERS or abs(fit.radius_mm / axes.radius_mm - 1) > (0.1 if strong else 0.12):
+            continue
+        at_zero[rod] = fit.centre_mm + origin
+    return RodAxes(at_zero, axes.slope, axes.radius_mm, axes.strong, axes.blocks_mm, axes.misfit_mm)
+
+
+def _straightened(
+    axes: RodAxes, hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], which: tuple[int, list[int]]
+) -> tuple[Section, NDArray[np.float64]]:
+    """The mean of one rod's surroundings along its axis, and the position of its first pixel, mm at z = 0."""
+    rod, slices = which
+    reach = 1.6 * axes.radius_mm + 2.0 * LARGEST_JUMP_MM
+    step = 0.6
+    offsets = np.arange(-reach, reach + step, step)
+    total = np.zeros((offsets.size, offsets.size), np.float32)
+    for k in slices:
+        centre = axes.centres_mm(k * spacing_mm[0])[rod]
+        rows = (centre[0] + offsets) / spacing_mm[1]
+        columns = (centre[1] + offsets) / spacing_mm[2]
+        r0, c0 = max(int(rows[0]) - 1, 0), max(int(columns[0]) - 1, 0)
+        cut = hu[k, r0 : int(rows[-1]) + 3, c0 : int(columns[-1]) + 3]
+        grid = np.meshgrid(rows - r0, columns - c0, indexing="ij")
+        total += ndimage.map_coordinates(cut, grid, order=1, mode="nearest", output=np.float32)
+    mean = total / np.float32(max(len(slices), 1))
+    return Section(mean, (step, step), 0.0), axes.at_zero_mm[rod] - reach
