@@ -19,7 +19,7 @@ def encode_picture(png: bytes, kind: ObjectKind, name: str, task: EncodingTask) 
     ds = _secondary_capture(_pixels(png), task, identity)
     ds.PatientOrientation = None  # a page of several pictures has none; highdicom asks for one
     ds.BurnedInAnnotation = "NO"
-    ds.Laterality = None
+    ds.BodyPartExamined = "LSPINE"
     ds.DerivationDescription = ascii_text(task.settings.use_statement)
     ds.ImageType = ["DERIVED", "SECONDARY"]
     return EncodedObject(kind, finish(ds, task.headers[0], identity))

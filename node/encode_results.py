@@ -16,6 +16,7 @@ from node.encode_seg import encode_other_vertebrae, encode_segmentation
 from node.encode_sr import encode_measurements
 from node.encoded import Attachments, EncodedObject, EncodingSettings, ObjectKind, Predecessor
 from node.encoding_task import EncodingTask, make_task
+from node.result_checks import require_sound
 from node.result_uids import patient_inputs
 
 __all__ = ["encode_patient_result", "encode_phantom_answer", "encode_refusal"]
@@ -34,7 +35,7 @@ def encode_patient_result(
 
     Raises
     ------
-    EncodingError : the result does not fit the headers
+    EncodingError : the result does not fit the headers, or a written object contradicts either
     """
     if not headers or str(headers[0].SeriesInstanceUID) != result.header.series_instance_uid:
         raise EncodingError("the source headers are not those of the analysed series; no object was written")
@@ -43,6 +44,7 @@ def encode_patient_result(
         objects: list[EncodedObject] = [encode_refused_result(result, task)]
     else:
         objects = [*_measured(result, task), *_for_people(result, task)]
+    require_sound(objects, headers, result, settings)
     return tuple(item for item in objects if item.kind in settings.objects)
 
 

@@ -31,6 +31,7 @@ from node.source_headers import ascii_text
 _A4_INCHES = (8.27, 11.69)
 _LEFT, _WIDTH = 0.07, 0.86
 _LINE_CHARACTERS = 118
+_MOST_NOTE_LINES = 22
 _BAND_COLOURS = ("#f2c4bd", "#f7e6b5", "#cfe6cf")
 _COLUMNS = ("", "BMD\nmg/cm3", "uncertainty\n(k=2)", "SD\nmg/cm3", "mean\nHU", "SD\nHU", "VOI\ncm3")
 
@@ -43,8 +44,8 @@ def report_page(result: PatientResult, task: EncodingTask) -> bytes:
     FigureCanvasPdf(figure)
     _heading(figure, result.summary, task)
     _table(figure.add_axes((_LEFT, 0.755, _WIDTH, 0.11)), result, result.summary)
-    _limits(figure.add_axes((_LEFT, 0.655, _WIDTH, 0.06)), result, result.summary)
-    _picture(figure, task.attachments.report_png, (_LEFT, 0.275, _WIDTH, 0.35))
+    _limits(figure.add_axes((_LEFT, 0.672, _WIDTH, 0.055)), result, result.summary)
+    _picture(figure, task.attachments.report_png, (_LEFT, 0.275, _WIDTH, 0.345))
     _picture(figure, task.attachments.calibration_png, (0.60, 0.065, 0.34, 0.20))
     _notes(figure, result, task)
     buffer = BytesIO()
@@ -57,9 +58,9 @@ def _heading(figure: Figure, summary: BmdSummary, task: EncodingTask) -> None:
     figure.text(_LEFT, 0.965, f"{ascii_text(task.settings.use_statement).rstrip('.')}.", fontsize=9, color="#a02020",
                 fontweight="bold")
     figure.text(_LEFT, 0.938, "Bone mineral density by quantitative CT", fontsize=15, fontweight="bold")
-    lines = [line for sentence in sentences if sentence != NOT_A_T_SCORE for line in wrap(sentence, 100)]
+    lines = [line for sentence in sentences if sentence != NOT_A_T_SCORE for line in wrap(sentence, 92)]
     for index, line in enumerate(lines[:4]):
-        figure.text(_LEFT, 0.913 - 0.014 * index, line, fontsize=9.5, fontweight="bold" if index == 0 else "normal")
+        figure.text(_LEFT, 0.913 - 0.014 * index, line, fontsize=9, fontweight="bold" if index == 0 else "normal")
 
 
 def _table(axes: Axes, result: PatientResult, summary: BmdSummary) -> None:
@@ -122,5 +123,7 @@ def _notes(figure: Figure, result: PatientResult, task: EncodingTask) -> None:
         budget_sentence(summary), *change, software_sentence(result, task.settings.model_name),
     )
     with_chart = task.attachments.calibration_png is not None
-    lines = [line for text in sentences for line in wrap(text, _LINE_CHARACTERS * (0.6 if with_chart else 1))]
+    lines = [line for text in sentences for line in wrap(text, round(_LINE_CHARACTERS * (0.6 if with_chart else 1)))]
+    if len(lines) > _MOST_NOTE_LINES:
+        lines = [*lines[:_MOST_NOTE_LINES - 1], "More notes stand in the report."]
     figure.text(_LEFT, 0.258, "\n".join(lines), fontsize=7.2, va="top", linespacing=1.35)

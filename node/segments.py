@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from analysis.errors import EncodingError
-from analysis.results import PatientResult, Segmentation, Voi, VertebraLevel
+from analysis.results import PatientResult, Segmentation, VertebraLevel, Voi
 
 #: `Segmentation.body` values of the vertebral body: 2 cortex, 3 cancellous bone.
 _BODY_FROM = 2

@@ -86,12 +86,12 @@ def make_result(headers: Sequence[Dataset], levels: tuple[str, ...] = ("L1", "L2
     shape = (len(headers), int(headers[0].Rows), int(headers[0].Columns))
     affine = affine_of(headers)
     labels, body = (np.zeros(shape, dtype=np.uint8) for _ in range(2))
-    for level, centre in zip(levels, body_centres(shape, len(levels)), strict=True):
+    centres = body_centres(shape, len(levels))
+    if affine[2, 0] < 0:  # the first slice is the highest
+        centres = [(shape[0] - 1 - slices, rows, columns) for slices, rows, columns in centres]
+    for level, centre in zip(levels, centres, strict=True):
         _paint_vertebra(labels, body, centre, VERSE_LABELS[level])
-    vois = tuple(
-        _voi(level, centre, shape, affine)
-        for level, centre in zip(levels, body_centres(shape, len(levels)), strict=True)
-    )
+    vois = tuple(_voi(level, centre, shape, affine) for level, centre in zip(levels, centres, strict=True))
     found = tuple(VertebraLevel(v.level, VERSE_LABELS[v.level], 0.97, v.centre_lps_mm, True) for v in vois)
     result = PatientResult(
         status="reported", reasons=(), header=make_series_header(headers), protocol=PROTOCOL, chosen=CHOSEN,
@@ -105,9 +105,13 @@ def make_result(headers: Sequence[Dataset], levels: tuple[str, ...] = ("L1", "L2
 
 
 def body_centres(shape: tuple[int, int, int], n_bodies: int) -> list[tuple[float, float, float]]:
-    """Centres along the slice axis, off the middle of the matrix in all three directions so that flips show."""
+    """Centres along the slice axis, off the middle of the matrix in all three directions so that flips show.
+
+    The first is nearest the last slice: in an ascending axial series that is the upper vertebra.
+    """
     return [
-        (shape[0] * (index + 0.5) / n_bodies * 0.9, shape[1] * 0.56, shape[2] * 0.43) for index in range(n_bodies)
+        (shape[0] * (n_bodies - index - 0.5) / n_bodies * 0.9, shape[1] * 0.56, shape[2] * 0.43)
+        for index in range(n_bodies)
     ]
 
 
@@ -199,7 +203,8 @@ def _header(grid: Grid, index: int, name: str) -> Dataset:
     ds.InstitutionName, ds.ReferringPhysicianName = "Klinikum S\u00fcd", "Gr\u00fcn^Otto"
     ds.StudyDescription, ds.SeriesDescription = "Lumbar spine", "AX 1.25 STANDARD"
     ds.ManufacturerModelName, ds.DeviceSerialNumber, ds.SoftwareVersions = "Revolution", "CT1", "1"
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "M\u00fcller^\u00c4nne", "P-0815", "19650104", "F"
+    ds.PatientName, ds.PatientID = "M\u00fcller^\u00c4nne", "P-0815"
+    ds.PatientBirthDate, ds.PatientSex = "19650104", "F"
     ds.PatientAge, ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = "061Y", "77", 3, index + 1
     ds.StudyInstanceUID = generate_uid(entropy_srcs=[name, "study"])
     ds.SeriesInstanceUID = generate_uid(entropy_srcs=[name, "series"])
@@ -219,7 +224,9 @@ def _inside(shape: tuple[int, int, int], centre: tuple[float, float, float], sca
     return np.clip((1.0 - radius) * semi_axes.min() + 0.5, 0.0, 1.0).astype(np.float32)
 
 
-def _paint_vertebra(labels: NDArray[np.uint8], body: NDArray[np.uint8], centre: tuple[float, float, float], label: int) -> None:
+def _paint_vertebra(
+    labels: NDArray[np.uint8], body: NDArray[np.uint8], centre: tuple[float, float, float], label: int
+) -> None:
     inside = _inside(labels.shape, centre, 1.0) >= 0.5
     core = _inside(labels.shape, centre, 0.75) >= 0.5
     labels[inside] = label
@@ -229,7 +236,9 @@ def _paint_vertebra(labels: NDArray[np.uint8], body: NDArray[np.uint8], centre: 
     body[arch] = 1
 
 
-def _voi(level: str, centre: tuple[float, float, float], shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Voi:
+def _voi(
+    level: str, centre: tuple[float, float, float], shape: tuple[int, int, int], affine: NDArray[np.float64]
+) -> Voi:
     weights = _inside(shape, centre, 0.5)
     used = np.argwhere(weights > 0)
     low, high = used.min(axis=0), used.max(axis=0) + 1
@@ -241,7 +250,19 @@ def _voi(level: str, centre: tuple[float, float, float], shape: tuple[int, int, 
         start=(int(low[0]), int(low[1]), int(low[2])), centre_lps_mm=tuple(float(v) for v in centre_lps),
         normal_lps=tuple(float(v) for v in normal), semi_axes_mm=(12.0, 9.0), depth_mm=9.0, cancellous_fraction=0.66,
         volume_mm3=volume, excluded_fraction=0.02, rule_version="1",
+        outlines_lps_mm=(_circle_lps_mm(centre, shape, affine),),
     )
+
+
+def _circle_lps_mm(
+    centre: tuple[float, float, float], shape: tuple[int, int, int], affine: NDArray[np.float64]
+) -> tuple[tuple[float, float, float], ...]:
+    """The VOI's edge on the slice through its centre, closed."""
+    angle = np.linspace(0, 2 * np.pi, 37)
+    rows = centre[1] + shape[1] * 0.075 * np.sin(angle)
+    columns = centre[2] + shape[2] * 0.1 * np.cos(angle)
+    index = np.stack([np.full_like(rows, centre[0]), rows, columns, np.ones_like(rows)])
+    return tuple((float(x), float(y), float(z)) for x, y, z in (affine @ index)[:3].T)
 
 
 def _vertebra(voi: Voi, bmd_mg_cm3: float) -> VertebraBmd:
