@@ -190,12 +190,21 @@ def reclaim_orphans(session: Session, rules: RetryRules, now: datetime, *, owner
 
 def requeue(session: Session, study_instance_uid: str, now: datetime) -> Job | None:
     """Queue the newest version of a study again, whatever became of it, with fresh retries. None: unknown or active."""
-    row = session.scalars(
-        select(JobRow).where(JobRow.study_instance_uid == study_instance_uid).order_by(JobRow.version.desc()).limit(1)
-    ).first()
+    row = _newest(session, study_instance_uid)
     if row is None or row.state in (JobState.RUNNING, JobState.QUEUED):
         return None
     _queue_again(row, "requeued by the operator")
+    row.worker_deaths = row.orphaned = 0
+    row.queued_at = now
+    return row.frozen()
+
+
+def reanalyse(session: Session, study_instance_uid: str, why: str, now: datetime) -> Job | None:
+    """Queue the newest version of a study again if it was reported; None: not reported, so nothing can be amended."""
+    row = _newest(session, study_instance_uid)
+    if row is None or row.state not in (JobState.DONE, JobState.REFUSED):
+        return None
+    _queue_again(row, why)
     row.worker_deaths = row.orphaned = 0
     row.queued_at = now
     return row.frozen()
@@ -220,6 +229,11 @@ def count_jobs(session: Session) -> dict[JobState, int]:
     """How many jobs are in each state; every state is present."""
     found = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).all()
     return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
+
+
+def _newest(session: Session, study_instance_uid: str) -> JobRow | None:
+    query = select(JobRow).where(JobRow.study_instance_uid == study_instance_uid).order_by(JobRow.version.desc())
+    return session.scalars(query.limit(1)).first()
 
 
 def _held(session: Session, job_id: int, owner: str) -> JobRow | None:
