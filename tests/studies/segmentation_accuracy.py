@@ -1,0 +1,144 @@
+"""How well the spine is found, named and outlined: real labelled volumes, real marked volumes, simulated patients.
+
+    python -m tests.studies.segmentation_accuracy [--models FOLDER] [--pictures FOLDER] [--only NAME]
+    python -m tests.studies.segmentation_accuracy --simulated N [--set FOLDER]
+
+Prints Markdown tables. `--models` holds coarse.safetensors and fine.safetensors; without it the committed ones are
+used, which have seen the real volumes: leave-one-out figures need weights that were trained without the scored volume.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import analysis
+from analysis.errors import NoVertebraError
+from analysis.results import Segmentation
+from analysis.segmentation import Networks, SegmentationLimits, segment_vertebrae
+from analysis.training.annotation import LEVEL_LABELS
+from analysis.vbnet import load_network
+from tests.studies.segmentation_cases import NAMES, RealCase, load_case
+from tests.studies.segmentation_metrics import dice, match_level, mean_surface_distance_mm, nearest_label
+from tests.studies.segmentation_pictures import overlay
+from tests.studies.segmentation_simulated import score_simulated
+
+MODELS = Path(analysis.__file__).parent / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapRow:
+    volume: str
+    structure: str
+    level: str
+    dice: float
+    distance_mm: float
+
+
+def networks_from(folder: Path) -> Networks:
+    return Networks(load_network(folder / "coarse.safetensors"), load_network(folder / "fine.safetensors"))
+
+
+def overlap_rows(case: RealCase, segmentation: Segmentation) -> list[OverlapRow]:
+    """Dice and surface distance of every structure that the truth covers, at the volume's own resolution."""
+    rows = []
+    structures = (
+        ("vertebra", case.vertebrae, (1, 2, 3)),
+        ("body", case.bodies, (2, 3)),
+        ("cancellous", case.cancellous, (3,)),
+    )
+    by_label = {vertebra.level: vertebra for vertebra in case.annotation.vertebrae}
+    for name, truth, parts in structures:
+        if truth is None:
+            continue
+        labels, covered = truth
+        for label in covered:
+            level = next(v for v in by_label.values() if _label(v.level) == label)
+            found = (segmentation.labels == nearest_label(segmentation, level.centroid_lps_mm)) & np.isin(
+                segmentation.body, parts
+            )
+            distance = mean_surface_distance_mm(found, labels == label, case.volume.spacing_mm)
+            rows.append(OverlapRow(case.name, name, level.level, dice(found, labels == label), distance))
+    return rows
+
+
+def _label(level: str) -> int:
+    return LEVEL_LABELS[level]
+
+
+def print_overlap(rows: list[OverlapRow]) -> None:
+    print("\n| volume | structure | level | Dice | mean surface distance mm |\n|---|---|---|---|---|")
+    for row in rows:
+        print(f"| {row.volume} | {row.structure} | {row.level} | {row.dice:.3f} | {row.distance_mm:.2f} |")
+    for structure in ("vertebra", "body", "cancellous"):
+        chosen = [row for row in rows if row.structure == structure]
+        if chosen:
+            mean, distance = np.mean([r.dice for r in chosen]), np.mean([r.distance_mm for r in chosen])
+            print(f"| **mean of {len(chosen)}** | {structure} | | **{mean:.3f}** | **{distance:.2f}** |")
+
+
+def print_levels(case: RealCase, segmentation: Segmentation, limit: float) -> None:
+    doubt = "" if case.level_sure else " (the reader's own names are in doubt)"
+    print(f"\n**{case.name}**{doubt}: anchors {', '.join(segmentation.level_anchors) or 'none'}; "
+          f"flags {', '.join(flag.code for flag in segmentation.flags) or 'none'}")  # fmt: skip
+    print("\n| marked | found | confidence | centroid error mm | verdict |\n|---|---|---|---|---|")
+    for vertebra in case.annotation.vertebrae:
+        if vertebra.level == "S1":
+            continue
+        match = match_level(vertebra.level, vertebra.centroid_lps_mm, segmentation.levels, limit)
+        cut = "" if vertebra.complete else " (cut)"
+        print(
+            f"| {match.marked}{cut} | {match.found} | {match.confidence:.2f} | {match.error_mm:.1f} | {match.verdict} |"
+        )
+
+
+def score_real(networks: Networks, names: tuple[str, ...], pictures: Path | None) -> None:
+    limits = SegmentationLimits()
+    rows: list[OverlapRow] = []
+    for name in names:
+        case = load_case(name)
+        started = time.perf_counter()
+        try:
+            segmentation = segment_vertebrae(case.volume, networks, limits)
+        except NoVertebraError as error:
+            print(f"\n**{name}**: {error.code}: {error.text}")
+            continue
+        print_levels(case, segmentation, limits.min_level_confidence)
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in segmentation.timings_s)
+        print(f"\n{time.perf_counter() - started:.1f} s ({stages})")
+        rows += overlap_rows(case, segmentation)
+        if pictures is not None:
+            overlay(case.volume, segmentation, name).savefig(pictures / f"{name}.png", dpi=60)
+    print_overlap(rows)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, default=MODELS)
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--simulated", type=int, default=0, help="score this many simulated patients instead")
+    parser.add_argument("--set", type=Path, default=Path("build/simulated"), help="folder that keeps them")
+    parser.add_argument("--only", choices=NAMES, action="append")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    networks = networks_from(options.models)
+    for network in (networks.coarse, networks.fine):
+        training = network.config.training
+        data = ", ".join(training.data) or "unknown data"
+        origin = f"{training.preset}, {training.iterations} iterations on {data}"
+        print(f"{network.config.stage}: {origin}; SHA-256 {network.sha256[:12]}")
+    if options.simulated:
+        score_simulated(networks, options.set, options.simulated)
+    else:
+        score_real(networks, tuple(options.only or NAMES), options.pictures)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
