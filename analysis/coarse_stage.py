@@ -95,6 +95,6 @@ def _probabilities(inputs: Tensor, network: LoadedNetwork, precision: torch.dtyp
     padded = torch.nn.functional.pad(inputs[None, None], padding, value=air)
     padded = padded.contiguous(memory_format=torch.channels_last_3d)
     with torch.inference_mode(), torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
-        logits = network.network(padded)
+        logits = network.network.to(inputs.device)(padded)
     cut = {name: value[0, :, :d, :h, :w].float().cpu() for name, value in logits.items()}
     return cut["tissue"].softmax(dim=0), cut["centroid"].sigmoid(), cut["level"].softmax(dim=0)

@@ -214,5 +214,6 @@ def view_box(view: CanonicalView, grid: IsotropicGrid, margin_voxels: int, devic
 def to_view(values: Tensor, box: ViewBox) -> Tensor:
     """(channels, slices, rows, columns) on the grid -> the same channels on the box's voxels of the view."""
     to_slices, to_rows, to_columns = box.matrices
+    values = values.to(to_slices.device)
     values = torch.einsum("cijk,ai->cajk", values, to_slices)
     return to_rows @ (values @ to_columns.T)

@@ -8,6 +8,7 @@ outlines back to the series' own grid. VerSe numbering (Sekuboyina et al., MedIA
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from analysis.resampling import (
     to_view,
     view_box,
 )
-from analysis.results import Reason, Segmentation, VertebraLevel
+from analysis.results import ModelUsed, Reason, Segmentation, VertebraLevel
 from analysis.rib_contact import RibBox, rib_contact, rib_volumes_ml, sides_in_view, spine_axes
 from analysis.spine_chain import ChainLimits, NamedChain, VertebraEvidence, name_levels
 from analysis.spine_detection import (
@@ -39,7 +40,8 @@ from analysis.spine_detection import (
     sacrum_below,
     spine_column,
 )
-from analysis.vbnet import LoadedNetwork
+from analysis.vbnet import LoadedNetwork, load_network
+from analysis.version import SOFTWARE_VERSION
 from analysis.vertebra_outline import RIB, FineCrop, crop_grid, crop_input, on_view, summarise
 from analysis.volume import CtVolume
 
@@ -74,6 +76,19 @@ class SegmentationLimits:
     detection: DetectionLimits = field(default_factory=DetectionLimits)
     ribs: RibBox = field(default_factory=RibBox)
     chain: ChainLimits = field(default_factory=ChainLimits)
+
+
+def load_networks(coarse: Path, fine: Path) -> Networks:
+    """Read both weights files; ModelError when one is missing, damaged or for the other stage."""
+    networks = Networks(load_network(coarse), load_network(fine))
+    _check_networks(networks)
+    return networks
+
+
+def models_used(networks: Networks) -> tuple[ModelUsed, ...]:
+    """What identifies the networks in reports and DICOM objects."""
+    stages = (("vertebra coarse VB-Net", networks.coarse), ("vertebra fine VB-Net", networks.fine))
+    return tuple(ModelUsed(name, SOFTWARE_VERSION, network.sha256) for name, network in stages)
 
 
 class Stopwatch:
