@@ -184,6 +184,12 @@ def items_of_result(session: Session, result_id: int) -> list[OutboxItem]:
     return _frozen(session, select(OutboxRow).where(OutboxRow.result_id == result_id).order_by(OutboxRow.id))
 
 
+def states_of(session: Session, item_ids: Iterable[int]) -> set[Delivery]:
+    """The states that these rows are in."""
+    found = session.scalars(select(OutboxRow.state).where(OutboxRow.id.in_(list(item_ids))))
+    return {Delivery(state) for state in found}
+
+
 def count_items(session: Session) -> dict[tuple[str, Delivery], int]:
     """How many objects of each destination are in each state."""
     found = session.execute(

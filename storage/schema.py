@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import sessionmaker
 
 from analysis.errors import DatabaseError
-from storage import jobs, received_tables  # noqa: F401  each import below registers its tables with Base
+from storage import commitments, jobs, outbox, received_tables, study_results  # noqa: F401  registers their tables
 from storage.database import Base, SessionFactory, check_sound, damaged_text, describe, make_engine
 
 MIGRATIONS = Path(__file__).with_name("migrations")
