@@ -27,6 +27,7 @@ class DetectionLimits:
     largest_tilt : largest horizontal over vertical distance of neighbours (kyphosis of T1-T4 reaches 1.2)
     smallest_column : fewer vertebrae than this are no spine
     smallest_mean_peak : mean peak probability of a column below which it is no spine
+    faint_end : an end of the column weaker than this share of the column's median is cut off (S1, cut vertebrae)
     """
 
     peak: float = 0.10
@@ -38,6 +39,7 @@ class DetectionLimits:
     largest_tilt: float = 1.6
     smallest_column: int = 2
     smallest_mean_peak: float = 0.3
+    faint_end: float = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,11 +54,12 @@ class CoarseMaps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Peak:
-    """A candidate body: refined position in coarse voxels (3,), centroid probability, body probability around it."""
+    """A candidate body: refined position in coarse voxels (3,), centroid, body and sacrum probability around it."""
 
     index: NDArray[np.float64]
     strength: float
     body: float
+    sacrum: float
 
 
 def find_peaks(maps: CoarseMaps, limits: DetectionLimits) -> list[Peak]:
@@ -69,7 +72,7 @@ def find_peaks(maps: CoarseMaps, limits: DetectionLimits) -> list[Peak]:
     for position in where[np.argsort(-strengths)]:
         peak = _refined_peak(maps, position)
         near = any(np.linalg.norm(peak.index - p.index) * maps.spacing_mm < limits.merge_mm for p in peaks)
-        if peak.body >= limits.body and not near:
+        if peak.body >= max(limits.body, peak.sacrum) and not near:
             peaks.append(peak)
     return peaks
 
@@ -81,8 +84,8 @@ def _refined_peak(maps: CoarseMaps, position: NDArray[np.int64]) -> Peak:
     heat = maps.centroid[part].numpy().astype(np.float64) ** 2
     offsets = np.stack(np.meshgrid(*(np.arange(n) for n in heat.shape), indexing="ij"), axis=-1)
     index = start + (offsets * heat[..., None]).sum(axis=(0, 1, 2)) / heat.sum()
-    body = float(maps.tissue[BODY][part].mean())
-    return Peak(index, float(maps.centroid[tuple(position)]), body)
+    body, sacrum = (float(maps.tissue[tissue][part].mean()) for tissue in (BODY, SACRUM))
+    return Peak(index, float(maps.centroid[tuple(position)]), body, sacrum)
 
 
 def spine_column(peaks: list[Peak], spacing_mm: float, limits: DetectionLimits) -> list[Peak]:
@@ -97,9 +100,19 @@ def spine_column(peaks: list[Peak], spacing_mm: float, limits: DetectionLimits) 
             link = _link_score(ordered[i], ordered[j], spacing_mm, limits)
             if link is not None and best[i] + link + scores[j] > best[j]:
                 best[j], previous[j] = best[i] + link + scores[j], i
-    column = _walk(ordered, previous, int(np.argmax(best)))
+    column = trim_ends(_walk(ordered, previous, int(np.argmax(best))), limits.faint_end)
     strong = np.mean([peak.strength for peak in column]) >= limits.smallest_mean_peak
     return column if len(column) >= limits.smallest_column and strong else []
+
+
+def trim_ends(column: list[Peak], share: float) -> list[Peak]:
+    """Cut faint peaks off both ends: a false vertebra there would shift what stands next to the sacrum."""
+    limit = share * float(np.median([peak.strength for peak in column]))
+    while column and column[-1].strength < limit:
+        column = column[:-1]
+    while column and column[0].strength < limit:
+        column = column[1:]
+    return column
 
 
 def _peak_score(peak: Peak) -> float:

@@ -53,6 +53,16 @@ def test_faint_or_absent_peaks_are_no_spine(heights: list[float]) -> None:
     assert spine_column(find_peaks(maps, LIMITS), 4.0, LIMITS) == []
 
 
+def test_a_peak_in_the_sacrum_and_a_faint_one_below_the_last_vertebra_are_left_out() -> None:
+    centroids = straight_spine()
+    below = (centroids[-1][0] - 33.0, centroids[-1][1], 96.0)
+    faint = coarse_maps([*centroids, below], SHAPE, heights=[0.9] * 6 + [0.2])
+    assert len(spine_column(find_peaks(faint, LIMITS), 4.0, LIMITS)) == len(centroids)
+    sacral = coarse_maps([*centroids, below], SHAPE)
+    sacral.tissue[1, :12], sacral.tissue[3, :12] = 0.4 * sacral.tissue[1, :12], 0.6 * sacral.tissue[1, :12]
+    assert len(spine_column(find_peaks(sacral, LIMITS), 4.0, LIMITS)) == len(centroids)
+
+
 def test_heat_outside_vertebral_bodies_does_not_count() -> None:
     maps = coarse_maps(straight_spine(), SHAPE)
     maps.tissue[1] = 0.0
@@ -66,7 +76,7 @@ def test_the_sacrum_is_seen_below_the_last_vertebra_or_not_or_cannot_be_judged()
     assert sacrum_below(maps, last, down) < 0.05
     maps.tissue[3, 2:9, 26:38, 16:32] = 1.0
     assert sacrum_below(maps, last, down) > 0.95
-    low = type(last)(np.array([3.0, 25.0, 24.0]), 1.0, 1.0)
+    low = type(last)(np.array([3.0, 25.0, 24.0]), 1.0, 1.0, 0.0)
     assert sacrum_below(maps, low, down) is None
 
 
