@@ -99,7 +99,7 @@ def coarse_config(**changes: Any) -> VBNetConfig:
 def fine_config(**changes: Any) -> VBNetConfig:
     """One vertebra at 1.2 mm: its posterior elements, body cortex and cancellous bone, neighbours and ribs apart."""
     settings: dict[str, Any] = {
-        "spacing_mm": 1.2, "in_channels": 2, "patch_size": (64, 96, 96), "blocks_per_level": (1, 1, 2, 2),
+        "spacing_mm": 1.2, "in_channels": 2, "patch_size": (64, 96, 96),
         "crop_offset_mm": (-6.0, 22.0, 0.0),
     }  # fmt: skip
     return VBNetConfig(stage="fine", heads=(Head("tissue", FINE_TISSUES),), **(settings | changes))

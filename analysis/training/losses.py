@@ -15,9 +15,10 @@ from analysis.training.samples import IGNORE
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Weight of each term; `focal_gamma` 0 is cross-entropy."""
+    """Weight of each term; `background` that of a background voxel; `focal_gamma` 0 is cross-entropy."""
 
     cross_entropy: float = 1.0
+    background: float = 0.25
     dice: float = 1.0
     focal_gamma: float = 0.0
     centroid: float = 1.0
@@ -25,8 +26,10 @@ class LossWeights:
     level_smoothing: float = 0.1
 
 
-def classification_loss(logits: Tensor, target: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor:
-    """Mean focal loss (cross-entropy for gamma 0) over the known voxels; logits (B, C, ...), target (B, ...)."""
+def classification_loss(
+    logits: Tensor, target: Tensor, gamma: float, smoothing: float = 0.0, background: float = 1.0
+) -> Tensor:
+    """Weighted mean focal loss (cross-entropy for gamma 0) of the known voxels; logits (B, C, ...), target (B, ...)."""
     known = target != IGNORE
     if not bool(known.any()):
         return logits.sum() * 0.0
@@ -34,7 +37,8 @@ def classification_loss(logits: Tensor, target: Tensor, gamma: float, smoothing:
     loss = F.cross_entropy(rows, target[known], reduction="none", label_smoothing=smoothing)
     if gamma:
         loss = loss * (1 - torch.exp(-loss)) ** gamma
-    return loss.mean()
+    weight = torch.where(target[known] == 0, background, 1.0)
+    return (loss * weight).sum() / weight.sum()
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -61,10 +65,14 @@ def heat_loss(logits: Tensor, target: Tensor) -> Tensor:
     return ((near + far) * known).sum() / hit.sum().clamp(min=1) / 3
 
 
+def _tissue_loss(logits: Tensor, target: Tensor, weights: LossWeights) -> Tensor:
+    return classification_loss(logits, target, weights.focal_gamma, background=weights.background)
+
+
 def total_loss(outputs: dict[str, Tensor], targets: dict[str, Tensor], weights: LossWeights) -> dict[str, Tensor]:
     """Every term times its weight, and their sum as "loss"."""
     tissue, truth = outputs["tissue"], targets["tissue"]
-    terms = {"tissue": weights.cross_entropy * classification_loss(tissue, truth, weights.focal_gamma)}
+    terms = {"tissue": weights.cross_entropy * _tissue_loss(tissue, truth, weights)}
     if weights.dice:
         terms["dice"] = weights.dice * dice_loss(tissue, truth)
     if "centroid" in outputs and weights.centroid:

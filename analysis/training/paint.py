@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.training.anatomy import BODY, CODE, POSTERIOR, TISSUES
+from analysis.training.anatomy import BODY, CODE, POSTERIOR
 
 AIR_HU, FAT_HU, SKIN_HU = -1000.0, -100.0, 20.0
 
@@ -92,7 +91,9 @@ def _tissue_tables(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     gain = {"native": {}, "arterial": _ARTERIAL, "venous": _VENOUS}[phase]
     for name, (hu, spread, texture) in _NATIVE.items():
         added = gain.get(name, 8 if phase != "native" else 0) * strength * rng.uniform(0.8, 1.2)
-        mean[CODE[name]] = hu + rng.normal(0, spread) + added * (name not in ("disc", "canal", "none", "cartilage", "lung", "airway"))
+        mean[CODE[name]] = (
+            hu + rng.normal(0, spread) + added * (name not in ("disc", "canal", "none", "cartilage", "lung", "airway"))
+        )
         sd[CODE[name]] = texture * rng.uniform(0.5, 1.5)
     return torch.from_numpy(mean), torch.from_numpy(sd)
 
@@ -293,5 +294,3 @@ def scan(hu: Tensor, spacing_mm: tuple[float, float], rng: np.random.Generator, 
     noise *= scanner.noise_sd_hu / float(noise.std())
     image = image + noise * (0.8 + 0.4 * (image > -500))
     return torch.einsum("zs,syx->zyx", back, image)
-
-

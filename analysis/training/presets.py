@@ -19,7 +19,7 @@ class Preset:
     iterations: int
     epochs: int = 0
     batch: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     warmup: int = 50
     cosine: bool = True
@@ -32,11 +32,11 @@ PRESETS = {
     # Focal loss, Adam, learning rate 1e-4, batch 8, 1001 epochs, as published for the coarse VB-Net.
     "seed": Preset(
         "seed", 0, epochs=1001, batch=8, learning_rate=1e-4, weight_decay=0.0, warmup=0, cosine=False, ema=0.0,
-        weights=LossWeights(dice=0.0, focal_gamma=2.0),
+        weights=LossWeights(dice=0.0, focal_gamma=2.0, background=1.0),
     ),
     "default": Preset("default", 2000),
     "long": Preset("long", 20000, batch=2, ema=0.999, warmup=500),
-    "finetune": Preset("finetune", 600, learning_rate=3e-4, warmup=20, real_share=0.5),
+    "finetune": Preset("finetune", 600, learning_rate=1e-3, warmup=20, real_share=0.5),
 }  # fmt: skip
 
 

@@ -113,14 +113,20 @@ def _coarse_window(case: CoarseCase, patch: tuple[int, ...], rng: np.random.Gene
     """First cell of the patch: anywhere along z that shows bone, near the middle of the body in rows and columns."""
     n = np.array(case.target.shape)
     start = np.zeros(3, np.int64)
-    start[0] = rng.integers(min(-8, n[0] - patch[0]), max(8, n[0] - patch[0]) + 1) if n[0] > patch[0] else rng.integers(n[0] - patch[0], 1)
+    start[0] = (
+        rng.integers(min(-8, n[0] - patch[0]), max(8, n[0] - patch[0]) + 1)
+        if n[0] > patch[0]
+        else rng.integers(n[0] - patch[0], 1)
+    )
     middle = case.centroids.mean(axis=0) / 2 if len(case.centroids) else n / 2
     start[1] = int(middle[1] - rng.uniform(0.5, 0.75) * patch[1])
     start[2] = int(middle[2] - rng.uniform(0.42, 0.58) * patch[2])
     return start
 
 
-def _cut(array: NDArray[np.generic], start: NDArray[np.int64], size: NDArray[np.int64] | tuple[int, ...], fill: int) -> NDArray[np.generic]:
+def _cut(
+    array: NDArray[np.generic], start: NDArray[np.int64], size: NDArray[np.int64] | tuple[int, ...], fill: int
+) -> NDArray[np.generic]:
     out = np.full(tuple(size), fill, array.dtype)
     low = np.maximum(start, 0)
     high = np.minimum(start + np.asarray(size), array.shape)
@@ -183,7 +189,9 @@ def _heat(case: CoarseCase, window: NDArray[np.int64], patch: tuple[int, ...]) -
     return heat
 
 
-def _field_of_view(case: CoarseCase, window: NDArray[np.int64], config: VBNetConfig, rng: np.random.Generator) -> Tensor:
+def _field_of_view(
+    case: CoarseCase, window: NDArray[np.int64], config: VBNetConfig, rng: np.random.Generator
+) -> Tensor:
     """What the scan covers: a slab along z, and in the plane everything, a circle, or a box about the spine."""
     patch = config.patch_size
     keep = torch.ones(patch, dtype=torch.bool)
@@ -236,7 +244,7 @@ class FineRanges:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Placement:
+class Placement:
     """Where the cue and the true centroid are, mm from the centre of the crop, and the source coordinates (voxels)."""
 
     cue_mm: NDArray[np.float64]
@@ -248,8 +256,8 @@ def fine_sample(
     bank: TextureBank,
 ) -> Sample:  # fmt: skip
     """One crop about the body of `level` whose centroid (voxel index) is given, deformed and painted."""
-    placement = _place(centroid, anatomy.spacing_mm, config, rng, FineRanges())
-    scene, kinds = _fine_scene(anatomy, level, placement, config, rng)
+    placement = place(centroid, anatomy.spacing_mm, config, rng, FineRanges())
+    scene, kinds = fine_scene(anatomy, level, placement, config, rng)
     hu = paint_body(scene, rng, bank)
     hu = scan(hu, (config.spacing_mm,) * 2, rng, random_scanner(rng, (5.0, 70.0)))
     return finish_fine(hu, fine_target(kinds), placement.cue_mm, config, rng)
@@ -272,14 +280,16 @@ def finish_fine(
     return Sample(image, {"tissue": tissue})
 
 
-def _place(
+def place(
     centroid: NDArray[np.float64], spacing_mm: float, config: VBNetConfig, rng: np.random.Generator, ranges: FineRanges
-) -> _Placement:
+) -> Placement:
     limit = ranges.largest_cue_error_mm
     cue = -np.array(config.crop_offset_mm) + rng.uniform(-1, 1, 3) * ranges.crop_jitter_mm
     true = cue + np.clip(rng.normal(0, ranges.cue_error_mm, 3), -limit, limit)
     nodes = [max(4, round(n * config.spacing_mm / 6.0)) for n in config.patch_size]
-    axes = [(np.linspace(-0.5, 0.5, m) * (n - 1) * config.spacing_mm) for m, n in zip(nodes, config.patch_size, strict=True)]
+    axes = [
+        (np.linspace(-0.5, 0.5, m) * (n - 1) * config.spacing_mm) for m, n in zip(nodes, config.patch_size, strict=True)
+    ]
     grid = np.stack(np.meshgrid(*axes, indexing="ij")) - true[:, None, None, None]
     matrix = _rotation(rng.normal(0, ranges.rotation_deg, 3)) @ np.diag(
         1 / np.array([rng.uniform(*ranges.scale_z), *rng.uniform(*ranges.scale_xy, 2)])
@@ -289,8 +299,10 @@ def _place(
     for size_mm, sd_mm in zip((32.0, 14.0), ranges.elastic_mm, strict=True):
         field += _smooth_noise(rng, nodes, size_mm / 6.0, sd_mm * rng.uniform())
     field = field / spacing_mm + centroid[:, None, None, None].astype(np.float32)
-    source = F.interpolate(torch.from_numpy(field.astype(np.float32))[None], size=config.patch_size, mode="trilinear", align_corners=True)
-    return _Placement(cue, source[0].permute(1, 2, 3, 0).contiguous())
+    source = F.interpolate(
+        torch.from_numpy(field.astype(np.float32))[None], size=config.patch_size, mode="trilinear", align_corners=True
+    )
+    return Placement(cue, source[0].permute(1, 2, 3, 0).contiguous())
 
 
 def _compression(grid: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -320,8 +332,8 @@ def _smooth_noise(rng: np.random.Generator, nodes: list[int], size: float, sd: f
     return np.asarray(F.interpolate(noise, size=nodes, mode="trilinear", align_corners=True)[0].numpy())
 
 
-def _fine_scene(
-    anatomy: Anatomy, level: int, placement: _Placement, config: VBNetConfig, rng: np.random.Generator
+def fine_scene(
+    anatomy: Anatomy, level: int, placement: Placement, config: VBNetConfig, rng: np.random.Generator
 ) -> tuple[Scene, NDArray[np.uint8]]:
     """The crop's labels: bones, discs and canal by smooth sampling, everything else by the nearest voxel."""
     low = np.maximum(np.floor(placement.source.amin((0, 1, 2)).numpy()).astype(int) - 2, 0)
@@ -331,7 +343,7 @@ def _fine_scene(
     local = placement.source - torch.from_numpy(low.astype(np.float32))
     kinds = _kinds(anatomy, box, level)
     shares = F.one_hot(torch.from_numpy(kinds).long(), len(_SMOOTH)).permute(3, 0, 1, 2).float()
-    smooth = _sample_linear(shares, local).argmax(dim=0).to(torch.uint8)
+    smooth = sample_linear(shares, local).argmax(dim=0).to(torch.uint8)
     index = _nearest(local, kinds.shape)
     shift = local + torch.tensor([float(rng.uniform(-1, 1) * FineRanges().organ_shift_mm / anatomy.spacing_mm), 0, 0])
     soft = _pick(anatomy.soft[box], _nearest(shift, kinds.shape))
@@ -341,7 +353,7 @@ def _fine_scene(
     part = _PART_OF_KIND[smooth.long()]
     bone = None
     if anatomy.bone_hu is not None:
-        bone = _sample_linear(torch.from_numpy(anatomy.bone_hu[box].astype(np.float32))[None], local)[0]
+        bone = sample_linear(torch.from_numpy(anatomy.bone_hu[box].astype(np.float32))[None], local)[0]
     outside = ((local < -0.5) | (local > torch.tensor(kinds.shape) - 0.5)).any(dim=-1)
     depth = torch.where(outside, torch.tensor(0, dtype=torch.uint8), _pick(anatomy.depth[box], index))
     vertebra = torch.where(part > 0, _pick(anatomy.vertebra[box], index), torch.tensor(0, dtype=torch.uint8))
@@ -350,7 +362,13 @@ def _fine_scene(
 
 
 _TISSUE_OF_KIND = torch.tensor(
-    [0, *(CODE[n] for n in ("vertebra", "vertebra", "vertebra", "vertebra", "sacrum", "rib", "other bone", "disc", "canal"))],
+    [
+        0,
+        *(
+            CODE[n]
+            for n in ("vertebra", "vertebra", "vertebra", "vertebra", "sacrum", "rib", "other bone", "disc", "canal")
+        ),
+    ],
     dtype=torch.uint8,
 )
 _PART_OF_KIND = torch.tensor([0, BODY, POSTERIOR, BODY, POSTERIOR, 0, 0, 0, 0, 0], dtype=torch.uint8)
@@ -367,7 +385,7 @@ def _kinds(anatomy: Anatomy, box: tuple[slice, ...], level: int) -> NDArray[np.u
     return kinds
 
 
-def _sample_linear(channels: Tensor, index: Tensor) -> Tensor:
+def sample_linear(channels: Tensor, index: Tensor) -> Tensor:
     """Trilinear values of (C, d, h, w) at voxel indices (D, H, W, 3); the border value outside."""
     size = torch.tensor(channels.shape[1:], dtype=torch.float32)
     grid = (2 * index / (size - 1) - 1).flip(-1)

@@ -1,11 +1,13 @@
 """Where samples come from: a pool of deformed torsos for the coarse stage, whole anatomies for the fine stage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from analysis.training.anatomy import Anatomy
+from analysis.training.labelled import LabelledScan, fine_targets, labelled_fine_sample
 from analysis.training.paint import TextureBank
 from analysis.training.samples import Sample, coarse_sample, fine_sample, load_coarse_case
 from analysis.vbnet import VBNetConfig
@@ -13,44 +15,56 @@ from analysis.vbnet import VBNetConfig
 TEXTURE_SCALES = (0.6, 1.5, 6.0)  # SD in voxels of the painter's three random fields
 
 
+def _generator(seed: int, index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, abs(index), int(index < 0)])
+
+
 @dataclass(eq=False)
 class CoarseSource:
-    """Samples from files of `CoarseCase`; validation samples (negative numbers) come from files of their own."""
+    """Samples from files of `CoarseCase`; validation samples (negative numbers) come from `held_out`."""
 
     config: VBNetConfig
-    painted: list[Path]
-    labelled: list[Path] = field(default_factory=list)
+    painted: Sequence[Path]
+    held_out: Sequence[Path]
+    labelled: Sequence[Path] = ()
     real_share: float = 0.35
     seed: int = 1
-    held_out: list[Path] = field(default_factory=list)
+    bank: TextureBank = field(init=False)
 
     def __post_init__(self) -> None:
-        patch = self.config.patch_size
-        self.bank = TextureBank((2 * patch[0] + 32, 2 * patch[1] + 32, 2 * patch[2] + 32), TEXTURE_SCALES)
+        z, y, x = self.config.patch_size
+        self.bank = TextureBank((2 * z + 32, 2 * y + 32, 2 * x + 32), TEXTURE_SCALES)
 
     def __call__(self, index: int) -> Sample:
-        rng = np.random.default_rng([self.seed, abs(index), int(index < 0)])
-        files = self.held_out if index < 0 and self.held_out else self.painted
+        rng = _generator(self.seed, index)
+        files = self.held_out if index < 0 else self.painted
         if index >= 0 and self.labelled and rng.uniform() < self.real_share:
             files = self.labelled
-        path = files[int(rng.integers(len(files)))]
-        return coarse_sample(load_coarse_case(path), self.config, rng, self.bank)
+        case = load_coarse_case(files[int(rng.integers(len(files)))])
+        return coarse_sample(case, self.config, rng, self.bank)
 
 
 @dataclass(eq=False)
 class FineSource:
-    """Samples from anatomies, every vertebra of them equally likely."""
+    """Samples from anatomies, every vertebra equally likely, and from labelled CT; validation is painted only."""
 
     config: VBNetConfig
-    anatomies: list[Anatomy]
+    anatomies: Sequence[Anatomy]
+    labelled: Sequence[LabelledScan] = ()
+    real_share: float = 0.35
     seed: int = 1
+    bank: TextureBank = field(init=False)
 
     def __post_init__(self) -> None:
-        patch = self.config.patch_size
-        self.bank = TextureBank((patch[0] + 32, patch[1] + 32, patch[2] + 32), TEXTURE_SCALES)
-        self.targets = [(a, level, c) for a in self.anatomies for level, c in a.centroids().items()]
+        z, y, x = self.config.patch_size
+        self.bank = TextureBank((z + 32, y + 32, x + 32), TEXTURE_SCALES)
+        self._painted = [(a, level, c) for a in self.anatomies for level, c in a.centroids().items()]
+        self._real = [(scan, level, c) for scan in self.labelled for level, c in fine_targets(scan)]
 
     def __call__(self, index: int) -> Sample:
-        rng = np.random.default_rng([self.seed, abs(index), int(index < 0)])
-        anatomy, level, centroid = self.targets[int(rng.integers(len(self.targets)))]
+        rng = _generator(self.seed, index)
+        if index >= 0 and self._real and rng.uniform() < self.real_share:
+            scan, level, centroid = self._real[int(rng.integers(len(self._real)))]
+            return labelled_fine_sample(scan, centroid, level, self.config, rng)
+        anatomy, level, centroid = self._painted[int(rng.integers(len(self._painted)))]
         return fine_sample(anatomy, centroid, level, self.config, rng, self.bank)
