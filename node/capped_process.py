@@ -58,7 +58,7 @@ class ProcessOrder:
     """How to start a worker process, and its caps."""
 
     entry_module: str
-    config_path: Path
+    config_path: Path | None  # None: ./config.yaml where there is one, else the defaults
     time_limit_s: float = 900.0
     memory_limit_mb: int = 8192
     start_limit_s: float = 180.0
@@ -71,7 +71,7 @@ class CappedProcess:
         self._order = order
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "node.worker_process", str(theirs.fileno())]
-        command += [order.entry_module, str(order.config_path)]
+        command += [order.entry_module, str(order.config_path or "")]
         with theirs:
             self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
         self._process = psutil.Process(self._child.pid)

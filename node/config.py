@@ -53,6 +53,16 @@ class StorageSettings:
     database_url: str = field(default="", repr=False)  # may hold a password
     keep_delivered_days: Annotated[float, Ge(0)] = 30.0
 
+    @property
+    def inbox_folder(self) -> Path:
+        """What was received."""
+        return self.folder / "inbox"
+
+    @property
+    def results_folder(self) -> Path:
+        """Encoded results and reports, one folder per study."""
+        return self.folder / "results"
+
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:

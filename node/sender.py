@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from analysis.errors import DeliveryError
@@ -93,10 +94,16 @@ class DestinationSender:
     def _run(self) -> None:
         while not self._stop.is_set():
             self._turn_at = monotonic()
-            worked = self.breaker.wait_s == 0.0 and self.deliver_once()
-            if not worked:
+            if not self._worked():
                 self._wake.wait(min(LOOK_FOR_WORK_S, self.breaker.wait_s or LOOK_FOR_WORK_S))
                 self._wake.clear()
+
+    def _worked(self) -> bool:
+        try:
+            return self.breaker.wait_s == 0.0 and self.deliver_once()
+        except OperationalError as error:  # locked, disk full, server away: the outbox is looked at again
+            LOGGER.error("database refused the sender of %s: %s", self.destination.name, error.orig)
+            return False
 
     def deliver_once(self) -> bool:
         """One association's worth of work; False when there is nothing to do or the destination failed."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from analysis.errors import QctError
@@ -119,12 +120,18 @@ class Worker:
     def _run(self) -> None:
         while not self._stop.is_set():
             self._turn_at = monotonic()
-            self._collect()
-            self._renew_leases()
-            while len(self._running) < self._settings.at_once and self._take():
-                pass
+            try:
+                self._turn()
+            except OperationalError as error:  # locked, disk full, server away: what was not written is tried again
+                LOGGER.error("database refused the worker: %s", error.orig)
             self._wake.wait(LOOK_FOR_JOBS_S)
             self._wake.clear()
+
+    def _turn(self) -> None:
+        self._collect()
+        self._renew_leases()
+        while len(self._running) < self._settings.at_once and self._take():
+            pass
 
     def _take(self) -> bool:
         now = _now()
@@ -142,8 +149,9 @@ class Worker:
 
     def _collect(self) -> None:
         for future in [future for future in self._running if future.done()]:
-            running = self._running.pop(future)
+            running = self._running[future]
             self._end(running.job, future, monotonic() - running.since)
+            del self._running[future]
         self._abandon_silent()
 
     def _end(self, job: Job, future: Future[StudyOutcome], duration_s: float) -> None:

@@ -1,6 +1,6 @@
 """The process that analyses: loads the models once, then takes one study after the other from its parent.
 
-    python -m node.worker_process FD ENTRY_MODULE CONFIG_PATH
+    python -m node.worker_process FD ENTRY_MODULE CONFIG_PATH_OR_EMPTY
 
 ENTRY_MODULE offers `prepare(config_path) -> context` and `process_study(task, context) -> StudyOutcome`. Answers go
 back over the inherited socket FD. A fault in one study is an answer like any other; the next study runs.
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     _settle_in()
     entry = importlib.import_module(arguments[1])
     try:
-        context = entry.prepare(Path(arguments[2]))
+        context = entry.prepare(Path(arguments[2]) if arguments[2] else None)
     except QctError as error:
         connection.send(NotReady(str(error)))
         return 1
