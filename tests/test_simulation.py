@@ -24,6 +24,7 @@ from analysis.simulation.spine_curve import Fracture, FractureKind, SpineSpec, V
 from analysis.simulation.torso import Torso, TorsoSpec, make_torso
 
 SMALL = AcquisitionSpec(rows=256, columns=256, pixel_spacing_mm=0.6, slice_interval_mm=1.25, noise_sd_hu=0.0)
+FEW = replace(SMALL, rows=128, columns=128, pixel_spacing_mm=0.9)
 LINE = TissueSpec(sigma_hu_per_mg=1.34, beta_hu=5.0)
 
 
@@ -39,7 +40,9 @@ def core_of(patient: SimulatedPatient, name: str, steps: int = 4) -> np.ndarray:
 
 def extent_mm(mask: np.ndarray, spacing_mm: float) -> tuple[float, float, float]:
     """Size of a mask along z, y, x."""
-    return tuple(spacing_mm * float(np.ptp(np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {a})))) + 1) for a in range(3))  # type: ignore[return-value]
+    spans = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {a}))) for a in range(3)]
+    return spacing_mm * float(np.ptp(spans[0]) + 1), spacing_mm * float(np.ptp(spans[1]) + 1), spacing_mm * float(
+        np.ptp(spans[2]) + 1)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,7 @@ def test_last_rib_sits_on_the_last_thoracic_vertebra(variant: Variant, last_rib:
 
 def test_variants_change_the_count_between_ribs_and_sacrum() -> None:
     def labels(variant: Variant) -> set[int]:
-        torso = make_torso(spine_of("T12", "S", spine=SpineSpec(variant=variant)), 1.5)
+        torso = make_torso(spine_of("T12", "S", spine=SpineSpec(variant=variant)), 2.0)
         return {int(v) for v in np.unique(torso.spine.labels)} - {0}
 
     usual = labels(Variant.USUAL)
@@ -156,17 +159,17 @@ def test_variants_change_the_count_between_ribs_and_sacrum() -> None:
 
 
 def test_crop_changes_neither_numbering_nor_place_nor_density() -> None:
-    wide, narrow = (scan_torso(make_torso(spine_of(a, b), 1.0), PatientSpec(spine_of(a, b), LINE, SMALL))
-                    for a, b in (("T12", "L3"), ("L1", "L2")))
+    wide, narrow = (make_torso(spine_of(*ends), 1.0) for ends in (("T12", "L3"), ("L1", "L2")))
     for name in ("L1", "L2"):
-        one, other = (next(v for v in p.truth if v.name == name) for p in (wide, narrow))
+        one, other = (next(v for v in p.levels if v.name == name) for p in (wide, narrow))
         assert one.label == other.label
         assert np.allclose(one.centroid_lps_mm, other.centroid_lps_mm)
         assert abs(one.density_mg_cm3 - other.density_mg_cm3) < 0.01
 
 
 def test_same_seed_gives_the_same_scan_and_another_seed_another() -> None:
-    spec = replace(random_patient(11, "L1", "L2"), acquisition=replace(SMALL, noise_sd_hu=15.0, seed=11), model_spacing_mm=1.0)
+    noisy = replace(FEW, noise_sd_hu=15.0, seed=11)
+    spec = replace(random_patient(11, "L1", "L2"), acquisition=noisy, model_spacing_mm=1.0)
     spec = replace(spec, torso=replace(spec.torso, spine_only=True))
     one, two = simulate_patient(spec), simulate_patient(spec)
     other = simulate_patient(replace(spec, torso=replace(spec.torso, seed=12)))
@@ -175,18 +178,19 @@ def test_same_seed_gives_the_same_scan_and_another_seed_another() -> None:
 
 
 def test_turned_patient_keeps_truth_and_labels_together() -> None:
-    spec = PatientSpec(spine_of("L1", "L2", angles_deg=(10.0, -8.0, 15.0), shift_mm=(3.3, -2.1, 40.7)), LINE, SMALL)
+    spec = PatientSpec(spine_of("L1", "L2", angles_deg=(10.0, -8.0, 15.0), shift_mm=(3.3, -2.1, 40.7)), LINE, FEW)
     patient = simulate_patient(spec)
     for level in (v for v in patient.truth if v.complete):
         index = np.argwhere((patient.labels == level.label) & (patient.body >= 2)).astype(float)
         found = patient.volume.to_lps_mm(index).mean(axis=0)
         assert np.linalg.norm(found - level.centroid_lps_mm) < 2.0
-    core = core_of(patient, "L1")
+    core = core_of(patient, "L1", 3)
     expected = LINE.sigma_hu_per_mg * patient.density_mg_cm3[core].mean() + LINE.beta_hu
     assert abs(float(patient.volume.hu[core].mean()) - expected) < 1.0
 
 
-@pytest.mark.parametrize(("kind", "anterior", "posterior"), [(FractureKind.WEDGE, 0.745, 0.955), (FractureKind.CRUSH, 0.7, 0.7)])
+@pytest.mark.parametrize(("kind", "anterior", "posterior"),
+                         [(FractureKind.WEDGE, 0.745, 0.955), (FractureKind.CRUSH, 0.7, 0.7)])
 def test_fracture_takes_height_where_its_kind_says(kind: FractureKind, anterior: float, posterior: float) -> None:
     """Measured at 15 and 85 % of the depth; a wedge of 30 % leaves 1 - 0.3 * 0.85 and 1 - 0.3 * 0.15 there."""
     def heights(spine: SpineSpec) -> tuple[float, float]:
@@ -247,7 +251,8 @@ def test_findings_and_contrast_show_in_the_ct() -> None:
     grid, (z0, y0, x0) = torso.organs.grid, patient.volume.affine[:3, 3][::-1]
     aorta = np.argwhere(torso.organs.tissue == Tissue.AORTA).mean(axis=0)
     z, y, x = (grid.axis_mm(a)[int(aorta[a])] for a in range(3))
-    at = tuple(int(round((p - o) / s)) for p, o, s in zip((z, y, x), (z0, y0, x0), patient.volume.spacing_mm, strict=True))
+    steps = zip((z, y, x), (z0, y0, x0), patient.volume.spacing_mm, strict=True)
+    at = tuple(round((place - origin) / step) for place, origin, step in steps)
     assert patient.volume.hu[at] > 200
 
 
@@ -261,7 +266,8 @@ def test_thick_slices_and_other_pixels_keep_the_mean_density() -> None:
     spec = spine_of("L1", "L2")
     torso = make_torso(spec, 0.75)
     for interval, pixel in ((0.625, 0.5), (3.0, 0.9), (5.0, 0.8)):
-        protocol = replace(SMALL, slice_interval_mm=interval, slice_thickness_mm=interval, pixel_spacing_mm=pixel)
+        protocol = replace(SMALL, slice_interval_mm=interval, slice_thickness_mm=interval, pixel_spacing_mm=pixel,
+                           rows=160, columns=160)
         patient = scan_torso(torso, PatientSpec(spec, LINE, protocol))
         weight = distance_transform_edt(np.pad((patient.labels == 20) & (patient.body == 3), 1),
                                         sampling=patient.volume.spacing_mm)[1:-1, 1:-1, 1:-1] > max(4.0, 1.3 * interval)
@@ -269,13 +275,13 @@ def test_thick_slices_and_other_pixels_keep_the_mean_density() -> None:
         assert abs(found - float(patient.density_mg_cm3[weight].mean())) < 0.6, (interval, pixel)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_patients_can_be_built_and_named(seed: int) -> None:
     first, last = (("T10", "S"), ("T1", "L2"), ("T12", "L3"))[seed % 3]
     torso = make_torso(random_patient(seed, first, last).torso, 2.0)
     names = [v.name for v in torso.levels]
     assert names.index("L1") + 1 == names.index("L2")
-    assert all(30 > v.density_mg_cm3 - 200 for v in torso.levels if v.complete)
+    assert all(0 < v.density_mg_cm3 < 260 for v in torso.levels if v.complete)
 
 
 def test_simulation_imports_no_analysis_step() -> None:

@@ -79,8 +79,8 @@ def add_vertebrae(spine: BoneMap, placed: tuple[PlacedVertebra, ...], look: tupl
     marrow, extras = look
     for vertebra in placed[:-1]:
         rng = np.random.default_rng([seed, vertebra.label])
-        appearance = VertebraLook(extras.concavity_mm * rng.uniform(0.8, 1.2), extras.osteophyte_mm * rng.uniform(0.5, 1.2),
-                                  extras.facet_growth)
+        concavity, lip = extras.concavity_mm * rng.uniform(0.8, 1.2), extras.osteophyte_mm * rng.uniform(0.5, 1.2)
+        appearance = VertebraLook(concavity, lip, extras.facet_growth)
         target, found = _target_density(vertebra, marrow, rng), evaluate_vertebra(spine.grid, vertebra, appearance)
         if found is not None:
             _add_vertebra(spine, result, (vertebra, found), (marrow, extras, target), rng)
@@ -145,7 +145,8 @@ def _screw(local: tuple[Field, Field, Field], vertebra: PlacedVertebra, side: fl
     """A 6-mm screw through one pedicle."""
     depth = vertebra.size.depth_mm
     x, z = pedicle_centre(vertebra.size)
-    return rod_distance(local, Bone((side * 0.5 * x, -0.3 * depth, z - 3), (side * (x + 3), depth / 2 + 30, z + 1), 3.0, 3.2))
+    tip, head = (side * 0.5 * x, -0.3 * depth, z - 3), (side * (x + 3), depth / 2 + 30, z + 1)
+    return rod_distance(local, Bone(tip, head, 3.0, 3.2))
 
 
 def _truth(grid: Grid, vertebra: PlacedVertebra, core: NDArray[np.float32]) -> LevelTruth:

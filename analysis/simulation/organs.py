@@ -87,7 +87,9 @@ class Body:
     def outline(self, coordinates: tuple[Field, Field, Field]) -> Field:
         """Distance to the skin."""
         x, y, z = coordinates
-        half_width, half_depth, back = (along_z(z, lambda h, k=k: self._section(h)[k]) for k in range(3))
+        half_width = along_z(z, lambda heights: self._section(heights)[0])
+        half_depth = along_z(z, lambda heights: self._section(heights)[1])
+        back = along_z(z, lambda heights: self._section(heights)[2])
         centre = back - half_depth + np.float32(6)
         rho = ((np.abs(x) / half_width) ** 2.5 + (np.abs(y - centre) / half_depth) ** 2.5) ** np.float32(0.4) + 1e-3
         distance = np.hypot(x, y - centre) * (1 - 1 / rho)
@@ -179,7 +181,8 @@ def _paint_back_muscles(tissues: TissueMap, body: Body) -> None:
     tissues.tissue[bed & (tissues.tissue == Tissue.MUSCLE)] = Tissue.FAT
     for side in (-1.0, 1.0):
         path = [body.at(p, side * x, y) for p, x, y in
-                ((2, 20, 36), (6, 24, 42), (10, 30, 47), (13, 38, 43), (15, 40, 42), (17, 38, 45), (18.6, 30, 44), (20, 18, 44))]
+                ((2, 20, 36), (6, 24, 42), (10, 30, 47), (13, 38, 43), (15, 40, 42), (17, 38, 45), (18.6, 30, 44),
+                 (20, 18, 44))]
         _tube(tissues, Tissue.PARASPINAL, path, [11, 12, 15, 24, 26, 25, 18, 6], (1.5, 1.0, 1.0))
         lumborum = [body.at(p, side * x, 26) for p, x in ((12.6, 50), (14.5, 66), (16.6, 82))]
         _tube(tissues, Tissue.MUSCLE, lumborum, [6, 9, 8], (2.0, 1.0, 1.0))
@@ -244,7 +247,8 @@ def _paint_upper_abdomen(tissues: TissueMap, body: Body) -> None:
         low = float(height_of(body.spine, 14.4))
         right = np.clip((x + 105 * size) / (190 * size), 0, 1.2)
         floor = low + 130 * size * right**1.6 + 14 * np.sin((y + 60) / 34) + np.clip(y + 10, 0, 60) * 0.25
-        edge = np.interp(y - spine_y, [-130, -80, -45, -12, 30], [62.0, 46, -4, -30, -44]) * size - 0.12 * np.abs(z - low - 95)
+        edge = np.interp(y - spine_y, [-130, -80, -45, -12, 30], [62.0, 46, -4, -30, -44]) * size
+        edge = edge - 0.12 * np.abs(z - low - 95)
         liver = (wall < -1) & (z < dome_height(body, x, y) - 3) & (z > floor) & (x < edge) & (y - spine_y < 38)
         view[np.broadcast_to(liver, view.shape)] = Tissue.LIVER
         spleen = ((x - 104 * size) / (30 * size)) ** 2 + ((y - 2) / (44 * size)) ** 2 + (
@@ -281,7 +285,8 @@ def _paint_bowel(tissues: TissueMap, body: Body, rng: np.random.Generator) -> No
             _loop(tissues, (a + (b - a) * s, a + (b - a) * t), rng.uniform(15, 22), content)
 
 
-def _loop(tissues: TissueMap, ends: tuple[NDArray[np.float64], NDArray[np.float64]], radius_mm: float, content: Tissue) -> None:
+def _loop(tissues: TissueMap, ends: tuple[NDArray[np.float64], NDArray[np.float64]], radius_mm: float,
+          content: Tissue) -> None:
     """One piece of bowel with a 2.5-mm wall."""
     start, end = (tuple(float(v) for v in e) for e in ends)
     free = (Tissue.VISCERAL_FAT, Tissue.BOWEL)
@@ -300,7 +305,8 @@ def _paint_retroperitoneum(tissues: TissueMap, body: Body) -> None:
         inner = (centre[0] - side * 14, centre[1] - 5, centre[2])
         _ellipsoid(tissues, Tissue.VISCERAL_FAT, inner, (13, 9, 24), lean)
         psoas = [body.at(p, side * x, y) for p, x, y in
-                 ((12.6, 25, 8), (13.6, 30, 9), (14.8, 37, 8), (16, 43, 2), (17, 48, -9), (18.4, 56, -38), (20.5, 78, -72))]
+                 ((12.6, 25, 8), (13.6, 30, 9), (14.8, 37, 8), (16, 43, 2), (17, 48, -9), (18.4, 56, -38),
+                  (20.5, 78, -72))]
         _tube(tissues, Tissue.MUSCLE, psoas, [5, 10, 15, 19, 21, 19, 16], (0.95, 1.1, 1.0))
         iliacus = [body.at(p, side * x, y) for p, x, y in ((17.4, 88, -8), (19, 84, -38), (20.5, 84, -64))]
         _tube(tissues, Tissue.MUSCLE, iliacus, [8, 16, 14], (1.2, 1.2, 1.0))
@@ -310,18 +316,21 @@ def _paint_retroperitoneum(tissues: TissueMap, body: Body) -> None:
 def _paint_vessels(tissues: TissueMap, body: Body) -> None:
     """Aorta in front and to the left, vena cava to the right, their branches at renal and iliac level."""
     aorta = [body.at(p, x, y) for p, x, y in
-             ((8, -22, -88), (6.5, -24, -84), (5, -18, -76), (4.1, 2, -58), (4.3, 18, -32), (6, 23, -16), (9, 20, -24), (11, 12, -30),
-              (12.5, 7, -33), (14, 9, -34), (16.2, 6, -34))]
+             ((8, -22, -88), (6.5, -24, -84), (5, -18, -76), (4.1, 2, -58), (4.3, 18, -32), (6, 23, -16), (9, 20, -24),
+              (11, 12, -30), (12.5, 7, -33), (14, 9, -34), (16.2, 6, -34))]
     _tube(tissues, Tissue.AORTA, aorta, [16, 16, 15, 14, 13, 12.5, 12, 11.5, 11, 10, 9])
-    cava = [body.at(p, x, y) for p, x, y in ((9.2, -26, -58), (11, -24, -44), (12.5, -22, -36), (14, -20, -33), (16.7, -17, -31))]
+    cava = [body.at(p, x, y) for p, x, y in
+            ((9.2, -26, -58), (11, -24, -44), (12.5, -22, -36), (14, -20, -33), (16.7, -17, -31))]
     _tube(tissues, Tissue.VEIN, cava, [12, 12, 11, 10, 10], (1.15, 0.95, 1.0))
     _tube(tissues, Tissue.AORTA, [body.at(13.1, 6, -42), body.at(13.5, 5, -58), body.at(16, 2, -66)], [4.5, 4, 3])
     for side in (-1.0, 1.0):
         kidney = body.at(13.4 - 0.1 * side, side * 44, -6)
         _tube(tissues, Tissue.VEIN, [body.at(13.3, -14, -34) if side < 0 else body.at(13.2, -14, -48), kidney], [5, 4])
-        iliac = [body.at(p, side * x, y) for p, x, y in ((16.2, 4, -34), (17.3, 24, -42), (18.6, 44, -52), (20.5, 72, -86))]
+        iliac = [body.at(p, side * x, y) for p, x, y in
+                 ((16.2, 4, -34), (17.3, 24, -42), (18.6, 44, -52), (20.5, 72, -86))]
         _tube(tissues, Tissue.AORTA, iliac, [6.5, 6, 5.5, 5])
-        veins = [body.at(p, side * x - 6, y) for p, x, y in ((16.7, 8, -30), (17.6, 26, -34), (18.8, 44, -40), (20.5, 68, -76))]
+        veins = [body.at(p, side * x - 6, y) for p, x, y in
+                 ((16.7, 8, -30), (17.6, 26, -34), (18.8, 44, -40), (20.5, 68, -76))]
         _tube(tissues, Tissue.VEIN, veins, [8, 7.5, 7, 7])
 
 
@@ -329,6 +338,7 @@ def _paint_arms(tissues: TissueMap, body: Body) -> None:
     """Arms beside the trunk with one thick bone each."""
     for side in (-1.0, 1.0):
         reach = 212.0 * body.build.size + body.build.fat_mm
-        top, bottom = ((side * reach * s, -20.0, float(height_of(body.spine, p))) for s, p in ((0.95, 1.5), (1.0, 22.0)))
+        top, bottom = ((side * reach * s, -20.0, float(height_of(body.spine, p)))
+                       for s, p in ((0.95, 1.5), (1.0, 22.0)))
         for tissue, radius in ((Tissue.SKIN, 46), (Tissue.FAT, 44), (Tissue.MUSCLE, 38), (Tissue.BONE, 11)):
             _rod(tissues, tissue, Bone(top, bottom, radius * 1.0, radius * 0.85))

@@ -1,7 +1,8 @@
 """One call from parameters to a patient's CT with its truth.
 
 `simulate_patient` gives the CT in HU, VerSe labels, the body map and the known density of every cancellous voxel;
-the density has passed through the same blur as the CT, so HU = sigma * density + beta away from cortex and islands, up to noise.
+the density has passed through the same blur as the CT, so HU = sigma * density + beta away from cortex and islands,
+up to noise.
 """
 
 from dataclasses import dataclass, field, replace
@@ -111,7 +112,7 @@ def output_grid(torso: Torso, acquisition: AcquisitionSpec) -> OutputGrid:
     n = acquisition.n_slices or max(int(height // acquisition.slice_interval_mm), 1)
 
     def centred(count: int, step: float, centre: float) -> NDArray[np.float64]:
-        return centre + step * (np.arange(count) - (count - 1) / 2)
+        return np.asarray(centre + step * (np.arange(count) - (count - 1) / 2), dtype=np.float64)
 
     return OutputGrid(centred(n, acquisition.slice_interval_mm, middle[2]),
                       centred(acquisition.rows, acquisition.pixel_spacing_mm, middle[1]),
@@ -163,8 +164,11 @@ def random_patient(seed: int, first: str = "T10", last: str = "S") -> PatientSpe
     rng = np.random.default_rng(seed)
     male, size = bool(rng.random() < 0.5), float(np.clip(rng.normal(1, 0.05), 0.88, 1.13))
     fat = float(np.clip(rng.gamma(4, 5), 6, 45))
-    spine = SpineSpec(male=male, size=size, lordosis_deg=float(rng.normal(40, 9)), kyphosis_deg=float(rng.normal(30, 8)),
-                      sacral_slope_deg=float(np.clip(rng.normal(36, 6), 22, 50)), bend_deg=float(rng.normal(0, 5)),
+    lordosis = float(np.clip(rng.normal(40, 9), 18, 62))
+    spine = SpineSpec(male=male, size=size, lordosis_deg=lordosis,
+                      kyphosis_deg=float(np.clip(rng.normal(30, 7), 14, 50)),
+                      sacral_slope_deg=6 + 0.72 * lordosis + float(rng.normal(0, 3)),   # lying: the trunk stays level
+                      bend_deg=float(rng.normal(0, 5)),
                       bend_apex=float(rng.uniform(10, 15)), disc_factor=float(rng.uniform(0.7, 1.1)),
                       variant=_random_variant(rng), level_jitter=tuple(float(v) for v in rng.normal(1, 0.025, 20)),
                       fractures=_random_fractures(rng, first))
@@ -172,7 +176,8 @@ def random_patient(seed: int, first: str = "T10", last: str = "S") -> PatientSpe
                       bowel_gas=float(rng.uniform(0.05, 0.5)), bowel_seed=seed)
     marrow = MarrowSpec(density_mg_cm3=float(rng.uniform(30, 220)), texture_sd_mg_cm3=float(rng.uniform(12, 32)),
                         texture_scale_mm=float(rng.uniform(0.7, 1.5)), patch_sd_mg_cm3=float(rng.uniform(2, 10)))
-    extras = Extras(islands=((str(rng.choice(["L1", "L2", "T12"])), float(rng.uniform(2, 4))),) if rng.random() < 0.1 else (),
+    island = (str(rng.choice(["L1", "L2", "T12"])), float(rng.uniform(2, 4)))
+    extras = Extras(islands=(island,) if rng.random() < 0.1 else (),
                     osteophyte_mm=float(max(rng.normal(0, 2), 0)), concavity_mm=float(rng.uniform(1, 3.2)),
                     short_last_rib=float(rng.uniform(0.5, 1.0)))
     torso = TorsoSpec(spine, build, marrow, extras, first, last, float(rng.uniform(0, 20)),

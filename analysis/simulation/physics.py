@@ -121,6 +121,6 @@ def add_table(coarse_hu: Field, torso: Torso) -> None:
     depth = y - top + 0.00035 * (x - x.mean()) ** 2
     table = np.full(depth.shape, -1000.0, np.float32)
     for low, high, hu in ((0, 7, -890), (7, 9.5, -60), (9.5, 24, -930), (24, 26.5, -60)):
-        share = np.clip((depth - low) / grid.spacing_mm + 0.5, 0, 1) * np.clip((high - depth) / grid.spacing_mm + 0.5, 0, 1)
+        share = np.clip(np.minimum(depth - low, high - depth) / grid.spacing_mm + 0.5, 0, 1)
         table += (share * (hu + 1000)).astype(np.float32)
     np.copyto(coarse_hu, table[None], where=torso.organs.tissue == Tissue.AIR)

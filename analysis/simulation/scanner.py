@@ -1,8 +1,8 @@
 """The scanner: protocol, point spread, slice profile, sampling, noise, artefacts.
 
-Blur: Gaussian in-plane point spread (soft kernels MTF50 about 0.3-0.45 /mm, sharp 0.6-1.0 /mm with overshoot) and a box along
-the slice normal. Noise: power spectrum f * exp(-(f/fc)^2), the form of filtered back-projection with an apodised ramp
-(Riederer 1978), correlated between slices.
+Blur: Gaussian in-plane point spread (soft kernels MTF50 about 0.3-0.45 /mm, sharp 0.6-1.0 /mm with overshoot) and a
+box along the slice normal. Noise: power spectrum f * exp(-(f/fc)^2), the form of filtered back-projection with an
+apodised ramp (Riederer 1978), correlated between slices.
 """
 
 from dataclasses import dataclass
@@ -108,7 +108,8 @@ def spread_volume(values: Field, grid: Grid, out: OutputGrid, boxes_mm: tuple[fl
         pad = 4.0 + boxes_mm[axis]
         inside = np.flatnonzero((target > source[0] - pad) & (target < source[-1] + pad))
         windows.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
-        matrices.append(spread_matrix(target[windows[axis]], source, boxes_mm[axis], kernel if axis else slicing_kernel))
+        shape = kernel if axis else slicing_kernel
+        matrices.append(spread_matrix(target[windows[axis]], source, boxes_mm[axis], shape))
     matrices[0] /= np.maximum(matrices[0].sum(axis=1, keepdims=True), 1e-6)      # the body goes on beyond both ends
     along_z = np.tensordot(matrices[0], values, axes=(1, 0))
     result = np.matmul(matrices[1][None], along_z) @ matrices[2].T
@@ -175,13 +176,14 @@ def _noise_filter(shape: tuple[int, ...], acquisition: AcquisitionSpec) -> NDArr
     both = np.ones(amplitude.shape[1])
     both[1: (shape[1] + 1) // 2] = 2
     power = float((amplitude**2 * both).sum()) / (shape[0] * shape[1])
-    return (amplitude / np.sqrt(power)).astype(np.float32)
+    return np.asarray(amplitude / np.sqrt(power), dtype=np.float32)
 
 
 def add_artefacts(hu: Field, acquisition: AcquisitionSpec, spine_lps_mm: tuple[float, float], out: OutputGrid) -> None:
     """Cupping and streaks round metal, in place."""
     if acquisition.cupping_hu:
-        radius2 = (out.x_mm[None, :] - spine_lps_mm[0]) ** 2 / 150.0**2 + (out.y_mm[:, None] - spine_lps_mm[1]) ** 2 / 110.0**2
+        x, y = out.x_mm[None, :] - spine_lps_mm[0], out.y_mm[:, None] - spine_lps_mm[1]
+        radius2 = (x / 150.0) ** 2 + (y / 110.0) ** 2
         hu -= np.where(hu > -400, (acquisition.cupping_hu * np.exp(-radius2)).astype(np.float32)[None], np.float32(0))
     if acquisition.streak_hu:
         for k in np.flatnonzero((hu > 2600).any(axis=(1, 2))):

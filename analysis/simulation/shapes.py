@@ -29,7 +29,7 @@ class Pose:
         return bool(np.allclose(self.rotation, np.eye(3)))
 
     def to_lps_mm(self, patient_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(patient_mm) @ self.rotation.T + self.offset_mm
+        return np.asarray(np.asarray(patient_mm) @ self.rotation.T + self.offset_mm)
 
 
 def pose_from_angles(angles_deg: Point, pivot_mm: Point) -> Pose:
@@ -45,6 +45,13 @@ def pose_from_angles(angles_deg: Point, pivot_mm: Point) -> Pose:
     return Pose(rotation, pivot - rotation @ pivot)
 
 
+def _turn(matrix: NDArray[np.float64], vector: list[Field]) -> tuple[Field, Field, Field]:
+    """A 3 x 3 matrix times a vector of fields."""
+    m = matrix.astype(np.float32)
+    x, y, z = (np.asarray(row[0] * vector[0] + row[1] * vector[1] + row[2] * vector[2]) for row in m)
+    return x, y, z
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """A local right-angled frame in the patient: rows of `axes` are the local x, y, z directions."""
@@ -57,8 +64,7 @@ class Frame:
 
     def to_local(self, coordinates: tuple[Field, Field, Field]) -> tuple[Field, Field, Field]:
         shifted = [c - np.float32(o) for c, o in zip(coordinates, self.origin_mm, strict=True)]
-        local = [sum(np.float32(row[k]) * shifted[k] for k in range(3)) for row in self.axes]
-        return local[0], local[1], local[2]
+        return _turn(self.axes, shifted)
 
 
 PATIENT_FRAME = Frame(np.zeros(3), np.eye(3))
@@ -75,7 +81,8 @@ class Grid:
 
     def axis_mm(self, axis: int) -> NDArray[np.float64]:
         """LPS positions along array axis 0 (z), 1 (y) or 2 (x)."""
-        return self.origin_lps_mm[2 - axis] + self.spacing_mm * np.arange(self.shape[axis])
+        steps = np.arange(self.shape[axis], dtype=np.float64)
+        return np.asarray(self.origin_lps_mm[2 - axis] + self.spacing_mm * steps)
 
     def window(self, low_mm: NDArray[np.float64], high_mm: NDArray[np.float64]) -> Window | None:
         """The part of the grid that covers a box given in the patient's frame; None where they do not meet."""
@@ -108,9 +115,7 @@ class Grid:
         if self.pose.untilted:
             return lps[0] - offset[0], lps[1] - offset[1], lps[2] - offset[2]
         shifted = [lps[k] - offset[k] for k in range(3)]
-        back = self.pose.rotation.T.astype(np.float32)
-        patient = [sum(back[i, k] * shifted[k] for k in range(3)) for i in range(3)]
-        return patient[0], patient[1], patient[2]
+        return _turn(self.pose.rotation.T, shifted)
 
 
 def along_z(z_mm: Field, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Field:

@@ -18,6 +18,7 @@ from analysis.simulation.shapes import (
     Field,
     Frame,
     Grid,
+    Point,
     Window,
     along_z,
     draw_rod,
@@ -82,10 +83,11 @@ def join_rods(bones: BoneMap, rods: list[Bone], kind: tuple[int, int], frame: Fr
     join_bone(bones, window, field, kind, 1.2)
 
 
-def chain_of(points: NDArray[np.float64], radii_mm: NDArray[np.float64], stretch: tuple[float, float, float]) -> list[Bone]:
+def chain_of(points: NDArray[np.float64], radii_mm: NDArray[np.float64], stretch: Point) -> list[Bone]:
     """Rods between successive points (n, 3)."""
     ends = [(float(p[0]), float(p[1]), float(p[2])) for p in points]
-    return [Bone(ends[k], ends[k + 1], float(radii_mm[k]), float(radii_mm[k + 1]), stretch) for k in range(len(ends) - 1)]
+    radii = [float(r) for r in radii_mm]
+    return [Bone(ends[k], ends[k + 1], radii[k], radii[k + 1], stretch) for k in range(len(ends) - 1)]
 
 
 # --- chest -----------------------------------------------------------------------------------------------------------
@@ -106,9 +108,9 @@ class Chest:
 
     def section(self, z_mm: Field) -> tuple[Field, Field, Field]:
         """Half width, half depth and centre y at given patient heights."""
-        width, depth = (lambda z, table=t: self._radius(z, table) for t in (_CAGE_WIDTH, _CAGE_DEPTH))
-        half_depth = along_z(z_mm, depth)
-        return along_z(z_mm, width), half_depth, centre_at(self.spine, z_mm, 1) + np.float32(46) - half_depth
+        half_width = along_z(z_mm, lambda heights: self._radius(heights, _CAGE_WIDTH))
+        half_depth = along_z(z_mm, lambda heights: self._radius(heights, _CAGE_DEPTH))
+        return half_width, half_depth, centre_at(self.spine, z_mm, 1) + np.float32(46) - half_depth
 
     def _radius(self, z_mm: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
         position = position_at(self.spine, z_mm.astype(np.float32))
@@ -200,7 +202,8 @@ def sacral_frames(sacrum: PlacedVertebra, spec: SpineSpec) -> list[Frame]:
     for change, height in zip(_SACRAL_TILT_CHANGE_DEG, _SACRAL_HEIGHT_MM, strict=True):
         lean = np.radians(spec.sacral_slope_deg + change)
         up = np.array([0.0, -np.sin(lean), np.cos(lean)])
-        frames.append(Frame(place - up * height * spec.size / 2, np.array([[1.0, 0, 0], np.cross(up, [1.0, 0, 0]), up])))
+        axes = np.array([[1.0, 0, 0], np.cross(up, [1.0, 0, 0]), up])
+        frames.append(Frame(place - up * height * spec.size / 2, axes))
         place = place - up * height * spec.size
     return frames
 
@@ -236,13 +239,14 @@ def _sacral_segment(k: int, size: float) -> list[Bone]:
     width, depth, height = (size * t[k] for t in (_SACRAL_WIDTH_MM, _SACRAL_DEPTH_MM, _SACRAL_HEIGHT_MM))
     radius, reach = depth / 2, size * _ALA_REACH_MM[k]
     rods = [Bone((0, 0, 0), (0, 0, -height / 2), 0.6 * radius, 0.6 * radius, (width / depth, 1.0, 1.0))]
-    rods.append(Bone((0, depth / 2 + 16 - 2 * k, 3), (0, depth / 2 + 18 - 3 * k, -height / 2), 4.2 - 0.4 * k, 3.8, (1, 1, 2.2)))
+    crest = ((0.0, depth / 2 + 16 - 2 * k, 3.0), (0.0, depth / 2 + 18 - 3 * k, -height / 2))
+    rods.append(Bone(*crest, 4.2 - 0.4 * k, 3.8, (1, 1, 2.2)))
     thick = 13.0 - 2.0 * k
     for side in (-1.0, 1.0):
         rods.append(Bone((side * width * 0.35, depth * 0.1, -2), (side * (reach - 8), depth * 0.55, -5), thick, thick,
                          (1.0, 0.9, 1.1)))
-        rods.append(Bone((side * (13 - k), depth / 2 + 15 - 2 * k, -2), (side * (reach - 14), depth * 0.75, -4), 4.0, 6.0,
-                         (1, 1, 1.8)))
+        lamina = ((side * (13 - k), depth / 2 + 15 - 2 * k, -2.0), (side * (reach - 14), depth * 0.75, -4.0))
+        rods.append(Bone(*lamina, 4.0, 6.0, (1, 1, 1.8)))
     return rods
 
 
@@ -253,7 +257,8 @@ def _sacral_holes(k: int, size: float) -> list[Bone]:
     if k < 4:
         for side in (-1.0, 1.0):
             x = side * (width / 2 + 1)
-            holes.append(Bone((x, -depth, -height / 2), (x * 0.9, depth + 8, -height / 2), 4.5 - 0.6 * k, 4.0 - 0.5 * k))
+            ends = ((x, -depth, -height / 2), (x * 0.9, depth + 8, -height / 2))
+            holes.append(Bone(*ends, 4.5 - 0.6 * k, 4.0 - 0.5 * k))
     return holes
 
 

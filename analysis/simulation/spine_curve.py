@@ -1,8 +1,8 @@
 """Where each vertebra stands: sizes by level, lordosis, kyphosis, scoliosis, transitional variants.
 
 Sizes: Panjabi et al. 1991/1992 (means over both sexes; in between interpolated), L5 by sex on CT, male = female x 1.10
-(width, depth) and x 1.05 (height). Discs, lordosis, kyphosis and sacral slope: usual clinical means. Patient frame: x to the
-left, y to the back, z to the head; the origin is the mean of the lumbar centres.
+(width, depth) and x 1.05 (height). Discs, lordosis, kyphosis and sacral slope: usual clinical means. Patient frame: x
+to the left, y to the back, z to the head; the origin is the mean of the lumbar centres.
 """
 
 from dataclasses import dataclass, field, replace
@@ -214,9 +214,9 @@ def place_spine(spec: SpineSpec) -> tuple[PlacedVertebra, ...]:
 def _centred(placed: list[PlacedVertebra], spec: SpineSpec) -> tuple[PlacedVertebra, ...]:
     """Put the mean lumbar centre at the origin and add the sacrum, whose frame lies in its upper endplate."""
     shift = np.mean([v.frame.origin_mm for v in placed if v.name.startswith("L")], axis=0)
-    sacrum = PlacedVertebra("S", VERSE_LABELS["S"], 18.0, 0, level_size(18.0, spec), Frame(np.zeros(3), _axes(18.0, spec)))
-    return tuple(PlacedVertebra(v.name, v.label, v.position, v.rib, v.size, Frame(v.frame.origin_mm - shift, v.frame.axes))
-                 for v in (*placed, sacrum))
+    frame = Frame(np.zeros(3), _axes(18.0, spec))
+    sacrum = PlacedVertebra("S", VERSE_LABELS["S"], 18.0, 0, level_size(18.0, spec), frame)
+    return tuple(replace(v, frame=Frame(v.frame.origin_mm - shift, v.frame.axes)) for v in (*placed, sacrum))
 
 
 def height_of(spine: tuple[PlacedVertebra, ...], position: float | NDArray[np.float64]) -> NDArray[np.float64]:

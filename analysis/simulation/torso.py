@@ -104,13 +104,20 @@ def _extent(spec: TorsoSpec, placed: tuple[PlacedVertebra, ...]) -> tuple[float,
     return float(last.frame.origin_mm[2] - drop - spec.margin_mm), float(high)
 
 
+def _half_widths(spec: TorsoSpec, height_mm: float) -> tuple[float, float, float]:
+    """Half width, front and back of the coarse grid; a tilted patient needs more room."""
+    if spec.spine_only:
+        return 75.0, -85.0, 105.0
+    build = spec.build
+    about_x, about_y, _ = np.abs(np.sin(np.radians(spec.angles_deg))) * height_mm / 2
+    arms = 75.0 if build.arms == "down" else 0.0
+    front = -150.0 * build.size - 2.2 * build.fat_mm - 30.0 - about_x
+    return 185.0 * build.size + build.fat_mm + 10 + arms + about_y, front, 140.0 * build.size + build.fat_mm + about_x
+
+
 def _coarse_grid(spec: TorsoSpec, placed: tuple[PlacedVertebra, ...], spacing_mm: float) -> Grid:
     low, high = _extent(spec, placed)
-    if spec.spine_only:
-        x, front, back = 75.0, -85.0, 105.0
-    else:
-        x = 185.0 * spec.build.size + spec.build.fat_mm + 10 + (75 if spec.build.arms == "down" else 0)
-        front, back = -150.0 * spec.build.size - 2.2 * spec.build.fat_mm - 30, 140.0 * spec.build.size + spec.build.fat_mm
+    x, front, back = _half_widths(spec, high - low)
     size = np.array([high - low, back - front, 2 * x])
     shape = tuple(int(n) for n in np.ceil(size / spacing_mm))
     sx, sy, sz = spec.shift_mm

@@ -40,7 +40,7 @@ class VertebraField:
     """Distance fields (mm, negative inside) of one vertebra.
 
     body, posterior : on `window` of the grid
-    inner_body, vein, local : on `inner`, the smaller window round body and canal; `vein` is its share of the marrow, 0..1
+    inner_body, vein, local : on `inner`, the smaller window round body and canal; `vein` is its share of the marrow
     """
 
     window: Window
@@ -62,7 +62,8 @@ def evaluate_vertebra(grid: Grid, vertebra: PlacedVertebra, look: VertebraLook) 
     local = vertebra.frame.to_local(core.coordinates(core.whole))
     vein = _vein_share(local, size, look)
     opening = np.where(local[1] > 0.3 * size.depth_mm, 3.0 * vein - 1.5, -FAR_MM)
-    inner_body = np.maximum(unit_gradient(body_distance(local, size, look), grid.spacing_mm), opening).astype(np.float32)
+    solid = unit_gradient(body_distance(local, size, look), grid.spacing_mm)
+    inner_body = np.maximum(solid, opening).astype(np.float32)
     posterior = np.full(part.shape, FAR_MM, dtype=np.float32)
     for rod, blend_mm in _posterior_rods(vertebra, look):
         draw_rod(part, posterior, rod, vertebra.frame, blend_mm)
@@ -194,8 +195,8 @@ def _articular(vertebra: PlacedVertebra, look: VertebraLook, side: float) -> tup
     radius = (3.2 + 1.9 * lumbar) * look.facet_growth
     upper_x = canal + 2 + 4.5 * lumbar
     upper = Bone((side * upper_x, back + 0.72 * deep, half - 6),
-                 (side * (upper_x + lumbar), back + (0.95 - 0.1 * lumbar) * deep, half + 0.6 * gap + 2), radius, 0.8 * radius,
-                 (1.0, 1.15, 1.0))
+                 (side * (upper_x + lumbar), back + (0.95 - 0.1 * lumbar) * deep, half + 0.6 * gap + 2),
+                 radius, 0.8 * radius, (1.0, 1.15, 1.0))
     lower_x = canal - 0.5 - 1.0 * lumbar
     lower = Bone((side * lower_x, back + deep + 1.5, -0.25 * half * 2),
                  (side * (lower_x + 1.5 * lumbar), back + deep + 3.5, -half - gap - 2), radius, 0.85 * radius)
