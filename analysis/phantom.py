@@ -20,7 +20,7 @@ from analysis.rod_fit import Assignment, assignment_of, best_assignment
 from analysis.rod_pattern import Placement
 from analysis.rod_sampling import RodSample, sample_rods, usable_slices
 from analysis.rod_search import Find, find_phantom
-from analysis.rod_tracking import RodAxes, recentred, track_rods
+from analysis.rod_tracking import RodAxes, jump_mm, recentred, track_rods
 from analysis.volume import CtVolume
 
 
@@ -57,9 +57,9 @@ def measure_phantom(volume: CtVolume, spec: PhantomSpec, limits: PhantomLimits |
     _check_type(spec)
     hu = volume.hu.astype(np.float32, copy=False)
     find = find_phantom(hu, volume.spacing_mm, spec)
-    placement = _confirmed(find, spec)
-    axes = _axes(hu, volume.spacing_mm, find, placement)
-    _check_axes(axes, limits)
+    _confirm(find, spec)
+    placement, axes = _followed(hu, volume.spacing_mm, find)
+    _check_axes(axes, jump_mm(axes, hu, volume.spacing_mm), limits)
     slices = usable_slices(axes, len(hu), volume.spacing_mm[0])
     _check_slices(slices, limits)
     samples = sample_rods(hu, volume.spacing_mm, axes, slices)
@@ -75,35 +75,42 @@ def _check_type(spec: PhantomSpec) -> None:
         raise PhantomUnusableError("PHANTOM_TYPE_UNSUPPORTED", text)
 
 
-def _confirmed(find: Find, spec: PhantomSpec) -> Placement:
-    if not find.is_phantom or find.placement is None:
-        raise PhantomNotFoundError("NOT_A_PHANTOM", f"{find.explanation}; expected the {len(spec.rods)} parallel rods of "
-                                   f"{spec.phantom_type} {spec.serial}; check that this series shows the phantom")
-    outside = find.placement.inside.count(False)
+def _confirm(find: Find, spec: PhantomSpec) -> None:
+    if not find.is_phantom:
+        text = (
+            f"{find.explanation}; expected the {len(spec.rods)} parallel rods of {spec.phantom_type} {spec.serial}; "
+            "check that this series shows the phantom"
+        )
+        raise PhantomNotFoundError("NOT_A_PHANTOM", text)
+    outside = find.placements[0].inside.count(False)
     if outside:
-        raise PhantomUnusableError("RODS_OUTSIDE_FOV", f"{outside} of {len(spec.rods)} rods lie outside the field of view; "
-                                   "expected all inside, centre the phantom and scan it again")
-    return find.placement
+        text = f"{outside} of {len(spec.rods)} rods lie outside the field of view; expected all inside; centre the phantom"
+        raise PhantomUnusableError("RODS_OUTSIDE_FOV", text)
 
 
-def _axes(
-    hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], find: Find, placement: Placement
-) -> RodAxes:
-    axes = track_rods(hu, spacing_mm, find.section, placement.positions_mm, placement.radius_mm)
-    if axes is None:
-        raise PhantomNotFoundError("NOT_A_PHANTOM", "circles in a row, but no straight rods along the slices; expected "
-                                   "parallel rods; check that this series shows the phantom")
-    return recentred(axes, hu, spacing_mm)
+def _followed(
+    hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], find: Find
+) -> tuple[Placement, RodAxes]:
+    """The first row that goes straight through the slices, with its axes."""
+    for placement in find.placements:
+        axes = track_rods(hu, spacing_mm, find.section, placement.positions_mm, placement.radius_mm)
+        if axes is not None and all(placement.inside):
+            return placement, recentred(axes, hu, spacing_mm)
+    text = "circles in a row, but no straight rods along the slices; expected parallel rods; check the series"
+    raise PhantomNotFoundError("NOT_A_PHANTOM", text)
 
 
-def _check_axes(axes: RodAxes, limits: PhantomLimits) -> None:
+def _check_axes(axes: RodAxes, jump: float, limits: PhantomLimits) -> None:
     if axes.tilt_deg > limits.max_tilt_deg:
-        raise PhantomUnusableError("PHANTOM_TILTED", f"rods lie {axes.tilt_deg:.1f} degrees oblique, expected at most "
-                                   f"{limits.max_tilt_deg:.0f}; straighten the phantom and scan it again")
-    misfit = float(axes.misfit_mm.max())
+        text = f"rods lie {axes.tilt_deg:.1f} degrees oblique, expected at most {limits.max_tilt_deg:.0f}; straighten the phantom"
+        raise PhantomUnusableError("PHANTOM_TILTED", text)
+    misfit = max(float(axes.misfit_mm.max()), jump)
     if misfit > limits.max_misfit_mm:
-        raise PhantomUnusableError("PHANTOM_MOVED", f"rods lie up to {misfit:.1f} mm off straight lines, expected at most "
-                                   f"{limits.max_misfit_mm:.1f}; the phantom moved, scan it again")
+        text = (
+            f"rods lie up to {misfit:.1f} mm off straight lines, expected at most {limits.max_misfit_mm:.1f}; "
+            "the phantom moved, scan it again"
+        )
+        raise PhantomUnusableError("PHANTOM_MOVED", text)
 
 
 def _check_slices(slices: tuple[int, ...], limits: PhantomLimits) -> None:

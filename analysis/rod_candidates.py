@@ -100,13 +100,23 @@ def _gradient_direction(image: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([rows, columns]) / (length + np.clip(2.0 * noise, 1.0, 6.0))
 
 
-def ring_scores(direction: NDArray[np.float32]) -> NDArray[np.float32]:
+def ring_peak(image: Section, near_mm: NDArray[np.float64], radius_mm: float, reach_mm: float) -> Circle:
+    """The best circle of known radius within `reach_mm` of a position; nearer ones are preferred a little."""
+    scores = ring_scores(_gradient_direction(_on_grid(image)), (radius_mm,))[0]
+    rows, columns = (np.arange(n) * GRID_MM for n in scores.shape)
+    distance = np.hypot(rows[:, None] - near_mm[0], columns[None, :] - near_mm[1])
+    merit = np.where(distance <= reach_mm, np.abs(scores) * (1.0 - 0.6 * (distance / reach_mm) ** 2), -1.0)
+    r, c = np.unravel_index(int(merit.argmax()), merit.shape)
+    return Circle(float(rows[r]), float(columns[c]), radius_mm, float(scores[r, c]))
+
+
+def ring_scores(direction: NDArray[np.float32], radii_mm: tuple[float, ...] = RADII_MM) -> NDArray[np.float32]:
     """Minus the mean radial component of the gradient direction on rings, (radii, rows, columns), -1..1."""
     shape = [fft.next_fast_len(n + 24, real=True) for n in direction.shape[1:]]
     transform = fft.rfft2(direction, shape)
     rows, columns = direction.shape[1:]
-    scores = np.empty((len(RADII_MM), rows, columns), np.float32)
-    for k, radius_mm in enumerate(RADII_MM):
+    scores = np.empty((len(radii_mm), rows, columns), np.float32)
+    for k, radius_mm in enumerate(radii_mm):
         kernel = fft.rfft2(_ring_kernel(radius_mm, shape))
         product = (transform * np.conj(kernel)).sum(axis=0)
         scores[k] = -fft.irfft2(product, shape)[:rows, :columns]

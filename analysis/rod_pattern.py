@@ -24,6 +24,8 @@ MOST_CHAINS = 40
 SIGMA_REF_RANGE = (1.0, 3.0)
 BETA_CT_RANGE_HU = 80.0
 WATER_MG_CM3 = 999.6
+# One rod may be spoiled by air or metal: looked for when all together lie this far off, if the rest fit this well
+ODD_ROD_FROM_HU, ODD_ROD_REST_HU = 25.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Placement:
     inside : which rods lie inside the field of view
     order : `order[i]` is the certificate's index of the rod at place i
     residual_hu : root mean square distance from the best physical line
+    odd_rod : place of the one rod that must be left out for the others to fit, if so; `residual_hu` is then theirs
     """
 
     positions_mm: NDArray[np.float64]
@@ -61,6 +64,8 @@ class Placement:
     hu: NDArray[np.float64]
     residual_hu: float
     score: float
+    unevenness_mm: float                         # largest distance of a circle from the smooth row
+    odd_rod: int | None = None
 
 
 def find_chains(circles: tuple[Circle, ...], n_rods: int) -> tuple[Chain, ...]:
@@ -146,15 +151,26 @@ def _predicted(places: dict[int, Circle], place: int) -> NDArray[np.float64]:
 def curve(
     places: NDArray[np.float64], positions_mm: NDArray[np.float64], wanted: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Positions at `wanted` places from a parabola through the known ones, bent no more than they show.
+    """Positions at `wanted` places: even steps along the row, a parabola across it, from the known rods.
 
     The bend carries a prior of 0 +/- 2 mm per pitch squared (arc of 200 mm radius at 30 mm pitch: 2.3 mm) against
     0.5 mm of a circle's position; two known rods give a straight line.
     """
-    design = np.column_stack([np.ones_like(places), places, places**2])
-    ridge = np.diag([0.0, 0.0, (0.5 / 2.0) ** 2])
-    coefficients = np.linalg.solve(design.T @ design + ridge + 1e-9 * np.eye(3), design.T @ positions_mm)
-    return np.column_stack([np.ones_like(wanted), wanted, wanted**2]) @ coefficients
+    along = positions_mm[-1] - positions_mm[0]
+    along = along / max(float(np.linalg.norm(along)), 1e-9)
+    across = np.array([-along[1], along[0]])
+    straight = _polynomial(places, positions_mm @ along, wanted, 1)
+    bent = _polynomial(places, positions_mm @ across, wanted, 2)
+    return straight[:, None] * along + bent[:, None] * across
+
+
+def _polynomial(
+    x: NDArray[np.float64], y: NDArray[np.float64], wanted: NDArray[np.float64], degree: int
+) -> NDArray[np.float64]:
+    design = np.vander(x, degree + 1, increasing=True)
+    ridge = np.diag([0.0, 0.0, (0.5 / 2.0) ** 2][: degree + 1])
+    coefficients = np.linalg.solve(design.T @ design + ridge + 1e-9 * np.eye(degree + 1), design.T @ y)
+    return np.asarray(np.vander(wanted, degree + 1, increasing=True) @ coefficients)
 
 
 def place_certificate(image: Section, chain: Chain, rods: tuple[RodSpec, ...]) -> tuple[Placement, ...]:
@@ -182,13 +198,26 @@ def _placement(image: Section, chain: Chain, offset: int, rods: tuple[RodSpec, .
     known = np.array([place + offset for place in chain.places])
     at_mm = np.array([c.position_mm for c in chain.circles])
     positions = curve(known.astype(float), at_mm, np.arange(len(rods), dtype=float))
+    unevenness = float(np.linalg.norm(positions[known] - at_mm, axis=1).max())
     positions[known] = at_mm
     found = tuple(i in set(known.tolist()) for i in range(len(rods)))
     inside = tuple(disc_inside(image, p, 0.75 * chain.radius_mm) for p in positions)
-    hu = np.array([disc_mean_hu(image, p, 0.55 * chain.radius_mm) if ok else np.nan for p, ok in zip(positions, inside, strict=True)])
-    blank = Placement(positions, chain.radius_mm, found, inside, tuple(range(len(rods))), hu, np.inf, chain.score)
+    hu = np.array([disc_median_hu(image, p, 0.55 * chain.radius_mm) if ok else np.nan for p, ok in zip(positions, inside, strict=True)])
+    blank = Placement(positions, chain.radius_mm, found, inside, tuple(range(len(rods))), hu, np.inf, chain.score, unevenness)
     order, residual = _best_order(rods, hu)
-    return replace(blank, order=order, residual_hu=residual)
+    odd, residual_without = _odd_rod(rods, hu, order) if residual > ODD_ROD_FROM_HU else (None, residual)
+    return replace(blank, order=order, residual_hu=residual_without, odd_rod=odd)
+
+
+def _odd_rod(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], order: tuple[int, ...]) -> tuple[int | None, float]:
+    """The rod without which the four or more others fit well, and their residual."""
+    whole = physical_residual_hu(rods, hu, order)
+    if np.isfinite(hu).sum() < 5:
+        return None, whole
+    orders = (tuple(range(len(rods))), tuple(range(len(rods)))[::-1])
+    without = [(physical_residual_hu(rods, np.where(np.arange(len(hu)) == i, np.nan, hu), o), i) for i in range(len(hu)) for o in orders]
+    residual, odd = min(without)
+    return (odd, residual) if residual <= ODD_ROD_REST_HU else (None, whole)
 
 
 def _best_order(rods: tuple[RodSpec, ...], hu: NDArray[np.float64]) -> tuple[tuple[int, ...], float]:
@@ -231,9 +260,9 @@ def _disc(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> N
     return image.hu[np.ix_(rows, columns)][squared <= radius_mm**2]
 
 
-def disc_mean_hu(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> float:
+def disc_median_hu(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> float:
     values = _disc(image, centre_mm, radius_mm)
-    return float(values.mean()) if values.size else float("nan")
+    return float(np.median(values)) if values.size else float("nan")
 
 
 def disc_inside(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> bool:

@@ -11,6 +11,7 @@ SAMPLE_FRACTION = 0.6                            # of the radius
 TRIM_FRACTION = 0.1                              # of the voxels, at each end
 END_MARGIN_MM = 5.0                              # beyond the last block that shows the rods
 DISTURBED_SDS, DISTURBED_FLOOR_HU = 4.5, 3.0     # of a slice's mean from the rod's straight line along the slices
+CORRELATED_VOXELS = 6.0                          # noise of a soft kernel at 0.7 mm pixels: voxels per independent value
 OUTLIER_SDS, OUTLIER_FLOOR_HU = 6.0, 20.0        # of a voxel from the rod's median
 
 
@@ -68,7 +69,7 @@ def _disc(
 
 def _statistics(values: list[NDArray[np.float64]], z_mm: NDArray[np.float64]) -> RodSample:
     means = np.array([v.mean() if v.size else np.nan for v in values])
-    good = _undisturbed(means, z_mm)
+    good = _undisturbed(means, z_mm, _slice_error_hu(values))
     kept = np.concatenate([v for v, ok in zip(values, good, strict=True) if ok] or [np.array([np.nan])])
     slope, slope_se = _slope(means[good], z_mm[good])
     return RodSample(
@@ -91,7 +92,12 @@ def trimmed_mean(values: NDArray[np.float64]) -> float:
     return float(ordered[cut : values.size - cut].mean())
 
 
-def _undisturbed(means: NDArray[np.float64], z_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _slice_error_hu(values: list[NDArray[np.float64]]) -> float:
+    """What noise alone does to a slice's mean: voxel SD and the correlation area of a soft kernel."""
+    return float(np.median([v.std() * np.sqrt(CORRELATED_VOXELS / max(v.size, 1)) for v in values if v.size] or [0.0]))
+
+
+def _undisturbed(means: NDArray[np.float64], z_mm: NDArray[np.float64], noise_hu: float) -> NDArray[np.bool_]:
     """Slices whose mean lies on the rod's (robust) straight line along the slices."""
     if len(means) < 4:
         return np.isfinite(means)
@@ -100,7 +106,7 @@ def _undisturbed(means: NDArray[np.float64], z_mm: NDArray[np.float64]) -> NDArr
     steep = float(np.median((means[j] - means[i]) / (z_mm[j] - z_mm[i])))
     off = means - steep * centred
     off = np.abs(off - np.median(off))
-    spread = 1.4826 * float(np.median(off))
+    spread = max(1.4826 * float(np.median(off)), noise_hu)
     return np.asarray(off <= max(DISTURBED_SDS * spread, DISTURBED_FLOOR_HU))
 
 
@@ -120,7 +126,7 @@ def _standard_error(means: NDArray[np.float64], voxels: NDArray[np.float64]) -> 
     Lag-one autocorrelation r gives the variance factor (1 + r) / (1 - r) of an AR(1) series.
     """
     if len(means) < 3:
-        return float(voxels.std() * np.sqrt(8.0 / max(voxels.size, 1)))   # 8: in-plane correlation area of a soft kernel
+        return float(voxels.std() * np.sqrt(CORRELATED_VOXELS / max(voxels.size, 1)))
     rest = means - means.mean()
     lag = float(rest[1:] @ rest[:-1] / max(rest @ rest, 1e-12))
     lag = float(np.clip(lag, 0.0, 0.6))

@@ -13,14 +13,16 @@ SEED_MM = 20.0                                   # thickness of a section: 5 deg
 CONVINCING_HU = 15.0                             # residual that ends the search
 POSSIBLE_HU = 45.0
 MOST_SECTIONS = 7
+MOST_TRIED = 4                                    # rows that may be followed along the slices
+CLEAR_SCORE, CLEAR_UNEVENNESS_MM = 0.6, 1.5      # of circles that make a phantom without any look at HU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Find:
-    """The most phantom-like row of circles. `explanation` says in words what was found."""
+    """The most phantom-like rows of circles of one section, best first; `explanation` says what was found."""
 
     section: Section
-    placement: Placement | None
+    placements: tuple[Placement, ...]
     is_phantom: bool
     explanation: str
 
@@ -29,15 +31,12 @@ def find_phantom(
     hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], spec: PhantomSpec, sections: int = MOST_SECTIONS
 ) -> Find:
     """Look from the middle of the volume outwards until the rods are clear; hu is (slices, rows, columns)."""
-    best: Find | None = None
+    finds = []
     for slices in _sections(len(hu), spacing_mm[0], sections):
-        find = _search(section(hu, spacing_mm, slices), spec)
-        if best is None or _rank(find) < _rank(best):
-            best = find
-        if best.is_phantom and best.placement is not None and _cost(best.placement) < CONVINCING_HU:
-            break
-    assert best is not None
-    return best
+        finds.append(_search(section(hu, spacing_mm, slices), spec))
+        if finds[-1].is_phantom and _is_convincing(finds[-1].placements[0]):
+            return finds[-1]
+    return min(finds, key=_rank)
 
 
 def _sections(n_slices: int, spacing_mm: float, most: int) -> list[slice]:
@@ -52,32 +51,54 @@ def _sections(n_slices: int, spacing_mm: float, most: int) -> list[slice]:
 def _search(image: Section, spec: PhantomSpec) -> Find:
     circles = find_circles(image)
     chains = find_chains(circles, len(spec.rods))
-    placements = [p for chain in chains for p in place_certificate(image, chain, spec.rods)]
-    best = min(placements, key=_cost, default=None)
-    if best is None:
-        return Find(image, None, False, f"{len(circles)} round shapes, none of them in a row at one pitch")
-    return Find(image, best, _is_phantom(best), _explanation(best))
+    placements = sorted((p for chain in chains for p in place_certificate(image, chain, spec.rods)), key=_cost)
+    if not placements:
+        return Find(image, (), False, f"{len(circles)} round shapes, none of them in a row at one pitch")
+    chosen = [p for p in placements if _fits_certificate(p)] or [p for p in placements if _is_clear_row(p)]
+    return Find(image, tuple((chosen or placements)[:MOST_TRIED]), bool(chosen), _explanation((chosen or placements)[0]))
 
 
 def _rank(find: Find) -> tuple[bool, float]:
-    return not find.is_phantom, _cost(find.placement) if find.placement is not None else float("inf")
+    return not find.is_phantom, _cost(find.placements[0]) if find.placements else float("inf")
 
 
 def _cost(placement: Placement) -> float:
-    """Residual with a price for each rod that is not seen, not inside, or not in the template's order."""
+    """Residual with a price for each rod that is not clearly round, not inside, odd, or not in the template's order."""
     n = len(placement.found)
-    missing, outside = n - sum(placement.found), placement.inside.count(False)
     in_order = placement.order in (tuple(range(n)), tuple(range(n))[::-1])
-    return placement.residual_hu * (1.0 if in_order else 2.5) + 4.0 * missing + 25.0 * outside + (0.0 if in_order else 5.0)
+    price = 6.0 * (n - placement.score) + 25.0 * placement.inside.count(False)
+    price += (0.0 if in_order else 5.0) + (0.0 if placement.odd_rod is None else 15.0)
+    return placement.residual_hu * (1.0 if in_order else 2.5) + price
 
 
-def _is_phantom(placement: Placement) -> bool:
+def _is_convincing(placement: Placement) -> bool:
+    return (
+        all(placement.inside)
+        and placement.odd_rod is None
+        and sum(placement.found) >= 3
+        and placement.score >= 1.8
+        and placement.residual_hu < CONVINCING_HU
+    )
+
+
+def _fits_certificate(placement: Placement) -> bool:
     """Enough like circles in a row whose HU a possible calibration line explains."""
     found, outside = sum(placement.found), placement.inside.count(False)
     mean_score = placement.score / max(found, 1)
     if outside:
         return found >= 2 and mean_score >= 0.6 and placement.residual_hu <= 25.0
-    return found >= 3 and placement.residual_hu <= POSSIBLE_HU
+    return placement.residual_hu <= (POSSIBLE_HU if found >= 3 else CONVINCING_HU if mean_score >= 0.5 else 0.0)
+
+
+def _is_clear_row(placement: Placement) -> bool:
+    """All rods but one seen as clear circles: a phantom by its shape, whatever its HU."""
+    found = sum(placement.found)
+    return (
+        all(placement.inside)
+        and found >= max(4, len(placement.found) - 1)
+        and placement.score >= CLEAR_SCORE * found
+        and placement.unevenness_mm <= CLEAR_UNEVENNESS_MM
+    )
 
 
 def _explanation(placement: Placement) -> str:

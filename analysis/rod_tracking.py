@@ -4,13 +4,14 @@ Rods of one phantom are parallel and equally thick; only the well contrasted one
 place beside them. In-plane positions are (row, column) in millimetres; z is millimetres along the slices.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from analysis.rod_candidates import Section, section
+from analysis.rod_candidates import Section, find_circles, ring_peak, section
+from analysis.rod_pattern import curve
 
 BLOCK_MM = 10.0
 RAYS = 64
@@ -18,6 +19,10 @@ RAY_STEP_MM = 0.25
 EDGE_SMOOTHING_MM = 0.8
 INLIER_MM = 0.8                                  # a point of the circumference this near the circle supports it
 MIN_INLIERS = 0.55
+# A weak rod this far from its predicted place is still looked for, and taken when its ring is this clear
+WEAK_REACH_MM, WEAK_PEAK = 6.0, 0.3
+LARGEST_SHIFT_MM = 45.0                          # of a phantom that moved during the scan
+SAME_ROD_HU = 40.0                               # a rod's blocks agree within this
 LARGEST_JUMP_MM = 3.5                            # between neighbouring blocks; 12 degrees over 15 mm
 
 
@@ -27,6 +32,7 @@ class CircleFit:
     radius_mm: float
     inliers: float                               # share of the rays that support the circle
     contrast_hu: float                           # inside less outside, median over the rays
+    inside_hu: float                             # at 60 to 75 % of the radius
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,11 +97,11 @@ def _fit_once(
     angle = np.arange(RAYS) * (2 * np.pi / RAYS)
     distance = np.arange(0.6 * radius_mm, 1.4 * radius_mm, RAY_STEP_MM)
     rays = _along_rays(patch, pixel_mm, centre_mm, (angle, distance))
-    contrast = _contrast_hu(rays)
+    inside, contrast = _inside_and_contrast_hu(rays)
     slope = np.gradient(rays, RAY_STEP_MM, axis=1) * (-np.sign(contrast) or 1.0)
     edge = _steepest_mm(slope, distance)
     shift, radius, inliers = _robust_circle(angle, edge)
-    return CircleFit(centre_mm + shift, radius, inliers, contrast)
+    return CircleFit(centre_mm + shift, radius, inliers, contrast, inside)
 
 
 def _along_rays(
@@ -111,12 +117,12 @@ def _along_rays(
     return np.asarray(ndimage.map_coordinates(patch.hu, [rows, columns], order=1, mode="nearest"), float)
 
 
-def _contrast_hu(rays: NDArray[np.float64]) -> float:
-    """Inside less outside; the outside is read 20 to 35 % beyond the radius, by the median over the rays."""
+def _inside_and_contrast_hu(rays: NDArray[np.float64]) -> tuple[float, float]:
+    """HU inside, and inside less outside; the outside is read 20 to 35 % beyond the radius, by the median over the rays."""
     n = rays.shape[1]
-    inside = rays[:, : max(n // 5, 1)].mean()
+    inside = float(rays[:, : max(n // 5, 1)].mean())
     outside = np.median(rays[:, int(0.72 * n) : int(0.95 * n)].mean(axis=1))
-    return float(inside - outside)
+    return inside, float(inside - outside)
 
 
 def _steepest_mm(slope: NDArray[np.float64], distance_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -154,9 +160,10 @@ def track_rods(
         return None
     radius = float(np.median([f.radius_mm for f, s in zip(fits, strong, strict=True) if f is not None and s]))
     centres = np.array([f.centre_mm if s and f else c for f, s, c in zip(fits, strong, start_mm, strict=True)])
-    follow = _Follower(hu, spacing_mm, np.flatnonzero(strong), radius)
+    inside = np.array([f.inside_hu for f, s in zip(fits, strong, strict=True) if f is not None and s])
+    follow = _Follower(hu, spacing_mm, np.flatnonzero(strong), radius, inside)
     blocks = follow.from_seed(seed.centre_mm, centres)
-    return _straight_axes(blocks, centres, strong) if blocks else None
+    return _straight_axes(blocks, strong) if blocks else None
 
 
 def _strong(fits: list[CircleFit | None], start_mm: NDArray[np.float64]) -> tuple[bool, ...]:
@@ -165,7 +172,7 @@ def _strong(fits: list[CircleFit | None], start_mm: NDArray[np.float64]) -> tupl
         for f, s in zip(fits, start_mm, strict=True)
     ]
     contrasts = [abs(f.contrast_hu) for f, ok in zip(fits, good, strict=True) if f is not None and ok]
-    floor = 0.2 * max(contrasts, default=0.0)
+    floor = float(np.clip(0.2 * max(contrasts, default=0.0), 15.0, 60.0))
     return tuple(bool(ok and f is not None and abs(f.contrast_hu) >= floor) for f, ok in zip(fits, good, strict=True))
 
 
@@ -186,6 +193,7 @@ class _Follower:
     spacing_mm: tuple[float, float, float]
     rods: NDArray[np.int64]
     radius_mm: float
+    inside_hu: NDArray[np.float64]               # of those rods in the seed section
 
     def from_seed(self, seed_mm: float, centres_mm: NDArray[np.float64]) -> list[_Block]:
         starts = self._block_starts()
@@ -223,7 +231,10 @@ class _Follower:
     def _fit(self, slices: slice, guess_mm: NDArray[np.float64]) -> _Block | None:
         image = section(self.hu, self.spacing_mm, slices)
         fits = [fit_circle(image, g, self.radius_mm) for g in np.nan_to_num(guess_mm)]
-        good = [f is not None and f.inliers >= MIN_INLIERS for f in fits]
+        good = [
+            f is not None and f.inliers >= MIN_INLIERS and abs(f.inside_hu - hu) < SAME_ROD_HU
+            for f, hu in zip(fits, self.inside_hu, strict=True)
+        ]
         if sum(good) < max(2, (len(self.rods) + 1) // 2):
             return None
         positions = np.array([f.centre_mm if ok and f else [np.nan, np.nan] for f, ok in zip(fits, good, strict=True)])
@@ -233,17 +244,15 @@ class _Follower:
         return _Block(*ends, image.centre_mm, positions, radii)
 
 
-def _straight_axes(blocks: list[_Block], centres_mm: NDArray[np.float64], strong: tuple[bool, ...]) -> RodAxes:
-    """One slope for all rods (median over rods of least squares), one offset each; weak rods ride along."""
+def _straight_axes(blocks: list[_Block], strong: tuple[bool, ...]) -> RodAxes:
+    """One slope for all rods (median over rods of least squares), one offset each; weak rods are predicted from them."""
     z = np.array([b.centre_mm for b in blocks])
     positions = np.array([b.positions_mm for b in blocks])              # (blocks, strong, 2)
     slope = _common_slope(z, positions)
     offsets = np.nanmedian(positions - slope * z[:, None, None], axis=0)
     misfit = np.nanmedian(positions - slope * z[:, None, None] - offsets, axis=1)
-    at_zero = np.array(centres_mm, float)
     index = np.flatnonzero(strong)
-    moved = np.mean(offsets - centres_mm[index], axis=0)
-    at_zero += moved
+    at_zero = curve(index.astype(float), offsets, np.arange(len(strong), dtype=float))
     at_zero[index] = offsets
     radii = np.concatenate([b.radii_mm for b in blocks])
     ends = np.array([(b.from_mm, b.to_mm) for b in blocks])
@@ -264,7 +273,8 @@ def _common_slope(z: NDArray[np.float64], positions: NDArray[np.float64]) -> NDA
 def recentred(axes: RodAxes, hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> RodAxes:
     """Every rod's centre fitted once more on the average of all slices taken along the tilted axes.
 
-    A weak rod moves only when its own edge is clear; its noise is then that of the whole length.
+    A weak rod is looked for near its predicted place, with the noise of the whole length; it moves only when a circle
+    of the common radius is clear there.
     """
     low, high = axes.blocks_mm[:, 0].min(), axes.blocks_mm[:, 1].max()
     slices = [k for k in range(len(hu)) if low <= k * spacing_mm[0] <= high]
@@ -272,11 +282,26 @@ def recentred(axes: RodAxes, hu: NDArray[np.float32], spacing_mm: tuple[float, f
     at_zero = axes.at_zero_mm.copy()
     for rod, strong in enumerate(axes.strong):
         image, origin = _straightened(axes, hu, spacing_mm, (rod, slices))
-        fit = fit_circle(image, at_zero[rod] - origin, axes.radius_mm)
-        if fit is None or fit.inliers < MIN_INLIERS or abs(fit.radius_mm / axes.radius_mm - 1) > (0.1 if strong else 0.12):
-            continue
-        at_zero[rod] = fit.centre_mm + origin
-    return RodAxes(at_zero, axes.slope, axes.radius_mm, axes.strong, axes.blocks_mm, axes.misfit_mm)
+        guess = at_zero[rod] - origin
+        at_zero[rod] = origin + (_strong_centre if strong else _weak_centre)(image, guess, axes.radius_mm)
+    return replace(axes, at_zero_mm=at_zero)
+
+
+def _strong_centre(image: Section, guess_mm: NDArray[np.float64], radius_mm: float) -> NDArray[np.float64]:
+    fit = fit_circle(image, guess_mm, radius_mm)
+    return fit.centre_mm if _believable(fit, radius_mm) and fit else guess_mm
+
+
+def _weak_centre(image: Section, guess_mm: NDArray[np.float64], radius_mm: float) -> NDArray[np.float64]:
+    peak = ring_peak(image, guess_mm, radius_mm, min(WEAK_REACH_MM, 0.6 * radius_mm))
+    if abs(peak.score) < WEAK_PEAK:
+        return guess_mm
+    fit = fit_circle(image, peak.position_mm, radius_mm)
+    return fit.centre_mm if _believable(fit, radius_mm) and fit else peak.position_mm
+
+
+def _believable(fit: CircleFit | None, radius_mm: float) -> bool:
+    return fit is not None and fit.inliers >= MIN_INLIERS and abs(fit.radius_mm / radius_mm - 1) <= 0.12
 
 
 def _straightened(
@@ -284,7 +309,7 @@ def _straightened(
 ) -> tuple[Section, NDArray[np.float64]]:
     """The mean of one rod's surroundings along its axis, and the position of its first pixel, mm at z = 0."""
     rod, slices = which
-    reach = 1.6 * axes.radius_mm + 2.0 * LARGEST_JUMP_MM
+    reach = 1.6 * axes.radius_mm + WEAK_REACH_MM + LARGEST_JUMP_MM
     step = 0.6
     offsets = np.arange(-reach, reach + step, step)
     total = np.zeros((offsets.size, offsets.size), np.float32)
@@ -298,3 +323,26 @@ def _straightened(
         total += ndimage.map_coordinates(cut, grid, order=1, mode="nearest", output=np.float32)
     mean = total / np.float32(max(len(slices), 1))
     return Section(mean, (step, step), 0.0), axes.at_zero_mm[rod] - reach
+
+
+def jump_mm(axes: RodAxes, hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> float:
+    """How far the rods stand aside where they were lost inside the volume; 0 when they simply end."""
+    thick = max(2, round(2 * BLOCK_MM / spacing_mm[0]))
+    n = len(hu)
+    after = round(float(axes.blocks_mm[:, 1].max()) / spacing_mm[0] + 0.5)
+    before = round(float(axes.blocks_mm[:, 0].min()) / spacing_mm[0] + 0.5)
+    beyond = [slice(after, min(after + thick, n))] if n - after >= 2 else []
+    beyond += [slice(max(before - thick, 0), before)] if before >= 2 else []
+    return max((_displacement_mm(axes, section(hu, spacing_mm, slices)) for slices in beyond), default=0.0)
+
+
+def _displacement_mm(axes: RodAxes, image: Section) -> float:
+    """The common shift that brings all followed rods on to circles of the section, 0 without one."""
+    expected = axes.centres_mm(image.centre_mm)[np.flatnonzero(axes.strong)]
+    circles = [c for c in find_circles(image) if abs(c.score) >= 0.4 and 0.75 < c.radius_mm / axes.radius_mm < 1.35]
+    if not circles:
+        return 0.0
+    at = np.array([c.position_mm for c in circles])
+    shifts = [s for s in at - expected[0] if np.linalg.norm(s) < LARGEST_SHIFT_MM]
+    fitting = [s for s in shifts if all(np.linalg.norm(at - (e + s), axis=1).min() < 2.5 for e in expected)]
+    return float(min((np.linalg.norm(s) for s in fitting), default=0.0))

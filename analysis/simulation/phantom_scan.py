@@ -253,7 +253,7 @@ class _Scene:
     def _pad_cover(self, x0: float, y0: float) -> NDArray[np.float32]:
         g, roll = self.spec.geometry, np.radians(self.spec.pose.roll_deg)
         dx, dy = self.x - x0, self.y - y0
-        u, v = dx * np.cos(roll) - dy * np.sin(roll), dx * np.sin(roll) + dy * np.cos(roll)
+        u, v = dx * np.cos(roll) + dy * np.sin(roll), -dx * np.sin(roll) + dy * np.cos(roll)
         if g.arc_radius_mm:
             v = v + u**2 / (2 * g.arc_radius_mm)
         edge = np.maximum(np.abs(u) - g.pad_width_mm / 2, np.abs(v) - g.pad_height_mm / 2)
@@ -309,7 +309,7 @@ class _Scene:
         if defects.metal_rod is not None:
             x, y = rods[defects.metal_rod]
             self._paint(image, self._ellipse((x + 2.0, y), (2.0, 2.0)), 3000.0)
-            image += 120.0 * np.exp(-(((self.y - y) / 4.0) ** 2)) * np.sign(self.x - x) * (np.abs(self.x - x) < 90)
+            image += 60.0 * np.exp(-(((self.y - y) / 4.0) ** 2)) * np.sign(self.x - x) * np.exp(-np.abs(self.x - x) / 30.0)
         if defects.air_rod is not None:
             x, y = rods[defects.air_rod]
             self._paint(image, self._ellipse((x, y - 3.0), (3.5, 2.5)), AIR_HU)
