@@ -8,10 +8,18 @@ import os
 import warnings
 from typing import Any
 
+WATCHDOG_AE_TITLE = "QCT-WATCHDOG"  # as which the node calls itself to see whether its port answers
 PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 # Libraries whose lines may quote values of a data set, or whose INFO is no event of ours.
 QUIET = {"pydicom": logging.CRITICAL, "pynetdicom": logging.CRITICAL, "alembic": logging.WARNING,
          "distributed": logging.WARNING, "highdicom": logging.ERROR, "radiomics": logging.ERROR}  # fmt: skip
+
+
+class OwnWatchdog(logging.Filter):
+    """Drops the lines about the node's C-ECHO to itself; when it fails, the service says so."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return WATCHDOG_AE_TITLE not in record.getMessage()
 
 
 class JournalFormatter(logging.Formatter):
@@ -33,6 +41,7 @@ def set_up_logging(level: str, environment: Any = os.environ) -> None:
     """Called once, by the process's entry."""
     handler = logging.StreamHandler()
     handler.setFormatter(JournalFormatter() if "JOURNAL_STREAM" in environment else TerminalFormatter())
+    handler.addFilter(OwnWatchdog())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

@@ -26,7 +26,7 @@ from analysis.version import SOFTWARE_VERSION
 from node.capped_process import ProcessOrder
 from node.commitment import CommitmentReceiver
 from node.config import Config, load_config_or_default
-from node.logs import set_up_logging
+from node.logs import WATCHDOG_AE_TITLE, set_up_logging
 from node.receiver import Extras, Receiver
 from node.receiver_settings import Peer
 from node.sender import Senders
@@ -43,7 +43,7 @@ LOGGER = logging.getLogger(__name__)
 DONE, FAULT, USAGE = 0, 1, 2
 STATUS_EVERY_S = 15.0
 CLUSTER_PATIENCE = 2.0  # times the time limit, for a task that waits in a cluster's queue
-WATCHDOG_PEER = Peer("QCT-WATCHDOG", ("127.0.0.0/8", "::1/128"))
+WATCHDOG_PEER = Peer(WATCHDOG_AE_TITLE, ("127.0.0.0/8", "::1/128"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def _run(service: Service, notifier: Notifier) -> int:
 
 def _watch(service: Service, notifier: Notifier, stop: threading.Event) -> None:
     """Feed the watchdog only while every check passes."""
-    pause_s = min(STATUS_EVERY_S, (notifier.watchdog_s or STATUS_EVERY_S) / 3)
+    pause_s = min(STATUS_EVERY_S, notifier.watchdog_s / 3 if notifier.watchdog_s else STATUS_EVERY_S)
     while not stop.wait(pause_s):
         if faults := service.faults():
             LOGGER.error("not in order: %s", ", ".join(faults))
