@@ -27,6 +27,8 @@ class DetectionLimits:
     largest_tilt : largest horizontal over vertical distance of neighbours (kyphosis of T1-T4 reaches 1.2)
     smallest_column : fewer vertebrae than this are no spine
     smallest_mean_peak : mean peak probability of a column below which it is no spine
+    crowded_strength, crowded_step : a peak weaker than this share of its neighbours is dropped when they stand less
+        than this many ordinary steps apart without it
     faint_end : an end of the column weaker than this share of the column's median is cut off (S1, cut vertebrae)
     """
 
@@ -40,6 +42,8 @@ class DetectionLimits:
     smallest_column: int = 2
     smallest_mean_peak: float = 0.3
     faint_end: float = 0.3
+    crowded_strength: float = 0.7
+    crowded_step: float = 1.4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +104,8 @@ def spine_column(peaks: list[Peak], spacing_mm: float, limits: DetectionLimits) 
             link = _link_score(ordered[i], ordered[j], spacing_mm, limits)
             if link is not None and best[i] + link + scores[j] > best[j]:
                 best[j], previous[j] = best[i] + link + scores[j], i
-    column = trim_ends(_walk(ordered, previous, int(np.argmax(best))), limits.faint_end)
+    column = drop_crowded(_walk(ordered, previous, int(np.argmax(best))), limits)
+    column = trim_ends(column, limits.faint_end)
     strong = np.mean([peak.strength for peak in column]) >= limits.smallest_mean_peak
     return column if len(column) >= limits.smallest_column and strong else []
 
@@ -113,6 +118,25 @@ def trim_ends(column: list[Peak], share: float) -> list[Peak]:
     while column and column[0].strength < limit:
         column = column[1:]
     return column
+
+
+def drop_crowded(column: list[Peak], limits: DetectionLimits) -> list[Peak]:
+    """Drop weak peaks that stand between two neighbours which are themselves one ordinary step apart.
+
+    The ordinary step is the median of the up to six other steps nearby.
+    """
+    for i in range(1, len(column) - 1):
+        around, step = column[i - 1], _distance(column[i - 1], column[i + 1])
+        steps = [_distance(a, b) for a, b in zip(column[:-1], column[1:], strict=True)]
+        others = steps[max(0, i - 4) : i - 1] + steps[i + 1 : i + 4]
+        weaker = column[i].strength < limits.crowded_strength * max(around.strength, column[i + 1].strength)
+        if others and weaker and step < limits.crowded_step * float(np.median(others)):
+            return drop_crowded(column[:i] + column[i + 1 :], limits)
+    return column
+
+
+def _distance(a: Peak, b: Peak) -> float:
+    return float(np.linalg.norm(a.index - b.index))
 
 
 def _peak_score(peak: Peak) -> float:

@@ -63,6 +63,13 @@ def test_a_peak_in_the_sacrum_and_a_faint_one_below_the_last_vertebra_are_left_o
     assert len(spine_column(find_peaks(sacral, LIMITS), 4.0, LIMITS)) == len(centroids)
 
 
+def test_a_weak_peak_at_the_edge_of_a_body_is_no_vertebra_of_its_own() -> None:
+    centroids = straight_spine()
+    beside = (centroids[3][0] + 15.0, centroids[3][1], 108.0)
+    maps = coarse_maps([*centroids, beside], SHAPE, heights=[0.9] * 6 + [0.5])
+    assert len(spine_column(find_peaks(maps, LIMITS), 4.0, LIMITS)) == len(centroids)
+
+
 def test_heat_outside_vertebral_bodies_does_not_count() -> None:
     maps = coarse_maps(straight_spine(), SHAPE)
     maps.tissue[1] = 0.0
