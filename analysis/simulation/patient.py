@@ -173,7 +173,7 @@ def random_patient(seed: int, first: str = "T10", last: str = "S") -> PatientSpe
                       variant=_random_variant(rng), level_jitter=tuple(float(v) for v in rng.normal(1, 0.025, 20)),
                       fractures=_random_fractures(rng, first))
     build = BuildSpec(male=male, size=size, fat_mm=fat, visceral_fat=float(rng.uniform(0.6, 2.0)),
-                      bowel_gas=float(rng.uniform(0.05, 0.5)), bowel_seed=seed)
+                      bowel_gas=float(rng.uniform(0.05, 0.5)))
     marrow = MarrowSpec(density_mg_cm3=float(rng.uniform(30, 220)), texture_sd_mg_cm3=float(rng.uniform(12, 32)),
                         texture_scale_mm=float(rng.uniform(0.7, 1.5)), patch_sd_mg_cm3=float(rng.uniform(2, 10)))
     island = (str(rng.choice(["L1", "L2", "T12"])), float(rng.uniform(2, 4)))

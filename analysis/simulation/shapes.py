@@ -178,14 +178,6 @@ def draw_rod(grid: Grid, field: Field, rod: Bone, frame: Frame = PATIENT_FRAME, 
     field[window] = smooth_union(old, distance, blend_mm) if blend_mm else np.minimum(old, distance)
 
 
-def draw_chain(grid: Grid, field: Field, points: NDArray[np.float64], radii_mm: NDArray[np.float64],
-               stretch: Point = (1.0, 1.0, 1.0)) -> None:
-    """Join a bent rod through points (n, 3) with a radius at each point."""
-    for k in range(len(points) - 1):
-        start, end = (tuple(map(float, points[i])) for i in (k, k + 1))
-        draw_rod(grid, field, Bone(start, end, float(radii_mm[k]), float(radii_mm[k + 1]), stretch))  # type: ignore[arg-type]
-
-
 def unit_gradient(distance: Field, spacing_mm: float) -> Field:
     """Divide an implicit function by its gradient, so that it measures millimetres near its surface."""
     if min(distance.shape) < 2:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.simulation.marrow import Extras, LevelTruth, MarrowSpec, add_vertebrae
-from analysis.simulation.organs import Body, BuildSpec, Tissue, TissueMap, paint_tissue
+from analysis.simulation.organs import Body, BuildSpec, Tissue, TissueMap
 from analysis.simulation.shapes import Bone, Field, Grid, Pose, draw_rod, pose_from_angles, rod_distance
 from analysis.simulation.skeleton import (
     BoneMap,
@@ -21,7 +21,8 @@ from analysis.simulation.skeleton import (
     add_sacrum,
     empty_bone_map,
 )
-from analysis.simulation.spine_curve import PlacedVertebra, SpineSpec, height_of, place_spine
+from analysis.simulation.soft_tissue import paint_tissue
+from analysis.simulation.spine_curve import PlacedVertebra, SpineSpec, place_spine
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def make_torso(spec: TorsoSpec, spacing_mm: float = 0.75) -> Torso:
     chest = Chest(placed, spec.build.size * (1.0 if spec.build.male else 0.94))
     coarse = _coarse_grid(spec, placed, 2 * spacing_mm)
     organs = TissueMap(coarse, np.zeros(coarse.shape, np.uint8))
-    paint_tissue(organs, Body(placed, chest, spec.build), np.random.default_rng([spec.seed, 901]))
+    paint_tissue(organs, Body(placed, chest, spec.build), np.random.default_rng([spec.seed, spec.build.bowel_seed, 901]))
     bones = empty_bone_map(coarse)
     corner, fine = _fine_grid(spec, placed, coarse)
     spine = empty_bone_map(fine)
@@ -180,14 +181,3 @@ def _paint_canal(fine: Grid, tissue: NDArray[np.uint8], placed: tuple[PlacedVert
             wide = 2.2 if kind is Tissue.FAT else 1.25
             draw_rod(fine, field_mm, Bone(ends[k], ends[k + 1], radius, radius, (wide, 1.0, 1.0)))
         tissue[field_mm < 0] = kind
-
-
-def field_of_view_mm(torso: Torso) -> tuple[float, float]:
-    """LPS z of the lower and upper end of the built anatomy."""
-    grid = torso.organs.grid
-    return grid.origin_lps_mm[2], grid.origin_lps_mm[2] + grid.spacing_mm * (grid.shape[0] - 1)
-
-
-def level_height_mm(torso: Torso, position: float) -> float:
-    """Patient z of a place on the level scale."""
-    return float(height_of(torso.placed, position))
