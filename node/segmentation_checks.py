@@ -58,10 +58,10 @@ def read_frames(ds: Dataset, headers: Sequence[Dataset]) -> Iterator[Frame]:
     KeyError : a frame refers to an image that is not among the headers
     """
     index_of = {str(header.SOPInstanceUID): index for index, header in enumerate(headers)}
-    pixels = _frame_pixels(ds)
+    pixels, shared = _frame_pixels(ds), ds.SharedFunctionalGroupsSequence[0]
     for frame, groups in zip(pixels, ds.PerFrameFunctionalGroupsSequence, strict=True):
         source = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-        identification = groups.get("SegmentIdentificationSequence")
+        identification = groups.get("SegmentIdentificationSequence", shared.get("SegmentIdentificationSequence"))
         number = int(identification[0].ReferencedSegmentNumber) if identification else 0
         position = np.asarray(groups.PlanePositionSequence[0].ImagePositionPatient, dtype=np.float64)
         yield Frame(number, index_of[str(source)], position, frame)

@@ -100,6 +100,8 @@ def finish(ds: Dataset, header: Dataset, identity: ObjectIdentity) -> Dataset:
         if header.get(keyword):
             ds[keyword] = header[keyword]
     _state_times(ds, header, identity.created)
+    for equipment in ds.get("ContributingEquipmentSequence") or ():
+        _remove(equipment, "ContributionDateTime")  # highdicom states its own clock for the scanner's contribution
     ds.StationName = ascii_text(identity.settings.station_name)[:16]
     return ds
 
