@@ -22,11 +22,12 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.service_class import attempt
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from node.receiver_settings import TlsSettings
-from node.streaming import OpenFile, StreamingMessages
+from node.store_status import HANDLER_FAULT, Answer
+from node.streaming import OpenFile, StoreRequest, StreamingMessages
 from node.upper_layer import MALFORMED_PDU, MAX_CONTROL_PDU_BYTES, PDU_HEADER_BYTES, BoundedSocket, BoundedUpperLayer
 
 LOGGER = logging.getLogger(__name__)
@@ -48,11 +49,11 @@ class ServerLimits:
 class StoringAssociation(Association):  # type: ignore[misc]
     """An accepted association whose upper layer is bounded and whose C-STOREs stream into files."""
 
-    def __init__(self, ae: AE, open_file: OpenFile, on_end: Callable[["StoringAssociation"], None]) -> None:
+    def __init__(self, ae: AE, hooks: "ServerHooks") -> None:
         super().__init__(ae, "acceptor")
-        self._on_end = on_end
+        self._hooks = hooks
         self.dul = BoundedUpperLayer(self)
-        self.dimse = StreamingMessages(self, open_file)
+        self.dimse = StreamingMessages(self, hooks.open_file)
         self.acse_timeout = ae.acse_timeout
         self.network_timeout = ae.network_timeout
 
@@ -62,14 +63,20 @@ class StoringAssociation(Association):  # type: ignore[misc]
             super().run_reactor()
         finally:
             self.dimse.discard_unserved()
-            self._on_end(self)
+            self._hooks.on_end(self)
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
-        """A C-STORE always gets a status, even under a class that pynetdicom does not know."""
-        if isinstance(msg, C_STORE) and context_id in self._accepted_cx:
-            StorageServiceClass(self).SCP(msg, self._accepted_cx[context_id])
-        else:
+        """A C-STORE is answered from this thread, straight to the socket; everything else goes pynetdicom's way."""
+        if not isinstance(msg, StoreRequest):
             super()._serve_request(msg, context_id)
+            return
+        fallback = C_STORE()
+        fallback.MessageIDBeingRespondedTo = msg.command.message_id
+        with attempt(fallback, self.dimse, context_id, self) as surprise:  # answers 0xC211 to what nobody foresaw
+            surprise.error_msg, surprise.error_status = "fault while storing an instance", HANDLER_FAULT
+            answer = self._hooks.store(self, msg)
+            if self.dul.state_machine.current_state == "Sta6":
+                self.dul.socket.send(msg.answer_pdu(answer.status, answer.comment))
 
 
 class LightContexts(list[PresentationContext]):
@@ -117,7 +124,7 @@ class LobbyHandler(RequestHandler):  # type: ignore[misc]
 
     def _start_association(self, connection: socket.socket, first_pdu: bytes) -> None:
         server = self.server
-        assoc = StoringAssociation(server.ae, server.open_file, server.on_end)
+        assoc = StoringAssociation(server.ae, server.hooks)
         assoc._server = server
         assoc.name = f"AcceptorThread-{self.client_address[0]}:{self.client_address[1]}"
         assoc.set_socket(BoundedSocket(assoc, connection, first_pdu))
@@ -147,8 +154,7 @@ class AssociationServer(ThreadedAssociationServer):  # type: ignore[misc]
         handlers: list[Any],
         hooks: "ServerHooks",
     ) -> None:
-        self.open_file = hooks.open_file
-        self.on_end = hooks.on_end
+        self.hooks = hooks
         self._limits = hooks.limits
         self._tls_context = hooks.tls_context
         self.lobby = Lobby(hooks.limits.max_waiting_connections)
@@ -201,6 +207,7 @@ class ServerHooks:
     """What the server needs of its owner."""
 
     open_file: OpenFile
+    store: Callable[[StoringAssociation, StoreRequest], Answer]  # Success is a status like any other
     on_end: Callable[[StoringAssociation], None]
     limits: ServerLimits = ServerLimits()
     tls_context: ssl.SSLContext | None = None

@@ -38,7 +38,8 @@ from node.association_server import (
 )
 from node.receiver_settings import CT_CLASSES, ListenAddress, ReceiverSettings
 from node.store_handler import OpenAssociation, StoreHandler
-from node.store_status import OUT_OF_RESOURCES, Refusal
+from node.store_status import OUT_OF_RESOURCES, Answer, Refusal
+from node.streaming import StoreRequest
 from node.transfer_syntaxes import UNCOMPRESSED, decodable_syntaxes
 from storage.arrival import Sender
 from storage.arrival_writer import ArrivalWriter
@@ -151,13 +152,13 @@ class Receiver:
         settings = self._settings
         hooks = ServerHooks(
             open_file=self._open_file,
+            store=self._on_store,
             on_end=self._on_end,
             limits=ServerLimits(settings.max_waiting_connections, settings.association_timeout_s),
             tls_context=make_tls_context(settings.tls) if tls else None,
         )
         handlers = [
             (evt.EVT_REQUESTED, self._on_request),
-            (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, lambda _event: 0x0000),
             *self._extras.handlers,
         ]
@@ -203,10 +204,10 @@ class Receiver:
             return Refusal(OUT_OF_RESOURCES, f"disk full: {refusal}")
         return self._inbox.receive(names)
 
-    def _on_store(self, event: evt.Event) -> Any:
+    def _on_store(self, assoc: StoringAssociation, request: StoreRequest) -> Answer:
         with self._lock:
-            opened = self._open[event.assoc]
-        return self._store_handler.answer(event.request.store_request, opened)
+            opened = self._open[assoc]
+        return self._store_handler.answer(request, opened)
 
     def _on_end(self, assoc: StoringAssociation) -> None:
         with self._lock:

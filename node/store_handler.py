@@ -7,7 +7,6 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pydicom import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.admission import Caller
@@ -18,7 +17,8 @@ from node.store_status import (
     KEPT_THE_FIRST,
     MAX_COMMENT,
     OUT_OF_RESOURCES,
-    SUCCESS,
+    STORED,
+    Answer,
     Refusal,
 )
 from node.streaming import StoreRequest
@@ -76,12 +76,13 @@ class StoreHandler:
             self._closed = True
             self._idle.wait_for(lambda: self._in_flight == 0, timeout=answer_within_s)
 
-    def answer(self, store: StoreRequest, opened: OpenAssociation) -> int | Dataset:
-        """Store the instance and return the status of its C-STORE response."""
+    def answer(self, store: StoreRequest, opened: OpenAssociation) -> Answer:
+        """Store the instance and return the answer of its C-STORE."""
         with self._idle:
             self._in_flight += 1
         try:
-            refusal = store.refusal or self._store(store.incoming, opened.sender)
+            with self._writer.expecting():
+                refusal = store.refusal or self._store(store.incoming, opened.sender)
         finally:
             if store.incoming is not None:
                 store.incoming.discard()
@@ -90,14 +91,14 @@ class StoreHandler:
                 self._idle.notify_all()
         if refusal is None:
             opened.instances += 1
-            return SUCCESS
+            return STORED
         if refusal.status == KEPT_THE_FIRST:
             opened.instances += 1
         else:
             opened.refused += 1
             LOGGER.warning("instance from %s refused with 0x%04X: %s", opened.caller.calling_ae_title, refusal.status,
                            refusal.comment)  # fmt: skip
-        return _status_dataset(refusal)
+        return Refusal(refusal.status, refusal.comment.encode("ascii", "replace").decode()[:MAX_COMMENT])
 
     def _store(self, incoming: IncomingFile | None, sender: Sender) -> Refusal | None:
         if incoming is None:
@@ -157,10 +158,3 @@ def _disk_refusal(exc: OSError) -> Refusal:
     LOGGER.error("disk refused an instance: %s", exc)
     text = "disk full" if exc.errno in NO_ROOM else f"disk error {exc.errno or ''}".strip()
     return Refusal(OUT_OF_RESOURCES, f"{text}; try again later")
-
-
-def _status_dataset(refusal: Refusal) -> Dataset:
-    status = Dataset()
-    status.Status = refusal.status
-    status.ErrorComment = refusal.comment.encode("ascii", "replace").decode()[:MAX_COMMENT]
-    return status

@@ -10,13 +10,22 @@ OUT_OF_RESOURCES = 0xA700  # disk or database; the sender may try again
 DATA_SET_MISMATCH = 0xA900  # data set and command name different objects
 KEPT_THE_FIRST = 0xB000  # warning: this UID was here before with other bytes, the first copy is kept
 CANNOT_UNDERSTAND = 0xC000
+HANDLER_FAULT = 0xC211  # a fault of the node, with a traceback in its log
 
 MAX_COMMENT = 64  # Error Comment (0000,0902) is LO
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why an instance is not stored: the status and the comment that the sender gets."""
+class Answer:
+    """The status of a C-STORE response and the comment that the sender gets."""
 
     status: int
-    comment: str
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal(Answer):
+    """Why an instance is not stored."""
+
+
+STORED = Answer(SUCCESS)

@@ -10,13 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydicom import Dataset
-from pydicom.uid import UID
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import P_DATA
 
+from node.command_set import StoreAnswer, StoreCommand, announces_data_set, parse_store_command, store_answer_pdu
 from node.store_status import (
     CANNOT_UNDERSTAND,
     INVALID_OBJECT_INSTANCE,
@@ -31,7 +28,6 @@ from storage.instance_header import is_uid
 LOGGER = logging.getLogger(__name__)
 
 COMMAND, LAST = 0x01, 0x02  # bits of the message control header (PS3.8 annex E.2)
-NO_DATA_SET = 0x0101  # Command Data Set Type (0000,0800)
 MAX_COMMAND_BYTES = 64 * 1024
 MAX_SMALL_DATA_SET_BYTES = 2**20  # N-ACTION, N-EVENT-REPORT and the like are held in memory
 MAX_QUEUED_MESSAGES = 8  # the node does not negotiate asynchronous operations; a sender that floods is aborted
@@ -41,12 +37,27 @@ OpenFile = Callable[[ObjectNames], "IncomingFile | Refusal"]
 
 @dataclass(slots=True)
 class StoreRequest:
-    """What the C-STORE handler is given beside pynetdicom's request."""
+    """A C-STORE whose data set has been taken from the network."""
 
     context_id: int
-    request: C_STORE
+    command: StoreCommand
     incoming: IncomingFile | None
     refusal: Refusal | None
+
+    is_valid_request = True  # what pynetdicom asks of a message
+    msg_type = "C-STORE"
+
+    def answer_pdu(self, status: int, comment: str = "") -> bytes:
+        """The response; UIDs that are none are not repeated."""
+        sop_class_uid, sop_instance_uid = self.command.sop_class_uid, self.command.sop_instance_uid
+        answer = StoreAnswer(
+            message_id=self.command.message_id,
+            sop_class_uid=sop_class_uid if is_uid(sop_class_uid) else "",
+            sop_instance_uid=sop_instance_uid if is_uid(sop_instance_uid) else "",
+            status=status,
+            comment=comment,
+        )
+        return store_answer_pdu(self.context_id, answer)
 
 
 class StreamingMessages(DIMSEServiceProvider):  # type: ignore[misc]
@@ -92,9 +103,8 @@ class StreamingMessages(DIMSEServiceProvider):  # type: ignore[misc]
         """Remove the files of complete messages that nobody will serve any more."""
         while not self.msg_queue.empty():
             _, message = self.msg_queue.get(block=False)
-            store = getattr(message, "store_request", None)
-            if store is not None and store.incoming is not None:
-                store.incoming.discard()
+            if isinstance(message, StoreRequest) and message.incoming is not None:
+                message.incoming.discard()
 
     def _take(self, context_id: int, value: memoryview) -> None:
         control, fragment = value[0], value[1:]
@@ -113,14 +123,13 @@ class StreamingMessages(DIMSEServiceProvider):  # type: ignore[misc]
             raise ValueError(f"command set beyond {MAX_COMMAND_BYTES} bytes")
         if not last:
             return
-        message = DIMSEMessage()
-        complete = message.decode_msg(_as_primitive(context_id, bytes(self._command), None), self.assoc)
-        if isinstance(message, C_STORE_RQ):
-            self._start_store(context_id, message.command_set)
+        command = parse_store_command(bytes(self._command))
+        if command is not None:
             self._command.clear()
-            if complete:
+            self._start_store(context_id, command)
+            if not command.has_data_set:
                 self._finish_store()
-        elif complete:
+        elif not announces_data_set(bytes(self._command)):
             self._pass_on(context_id, None)
 
     def _take_small_data(self, context_id: int, fragment: memoryview, *, last: bool) -> None:
@@ -140,25 +149,20 @@ class StreamingMessages(DIMSEServiceProvider):  # type: ignore[misc]
         self._check_queue()
         super().receive_primitive(primitive)
 
-    def _start_store(self, context_id: int, command: Dataset) -> None:
+    def _start_store(self, context_id: int, command: StoreCommand) -> None:
         context = self.assoc._accepted_cx[context_id]
-        request = C_STORE()
-        request.MessageID = int(command.MessageID)
-        sop_class_uid = str(command.get("AffectedSOPClassUID", ""))
-        sop_instance_uid = str(command.get("AffectedSOPInstanceUID", ""))
-        refusal = _check_names(sop_class_uid, sop_instance_uid, str(context.abstract_syntax))
-        request.AffectedSOPClassUID = UID(sop_class_uid) if is_uid(sop_class_uid) else None
-        request.AffectedSOPInstanceUID = UID(sop_instance_uid) if is_uid(sop_instance_uid) else None
-        self._store = StoreRequest(context_id, request, None, refusal)
+        refusal = _check_names(command, str(context.abstract_syntax))
+        self._store = StoreRequest(context_id, command, None, refusal)
         if refusal is None:
-            syntax = str(context.transfer_syntax[0])
-            opened = self._open_file(
-                ObjectNames(sop_class_uid, sop_instance_uid, syntax, str(self.assoc.requestor.ae_title))
+            names = ObjectNames(
+                command.sop_class_uid,
+                command.sop_instance_uid,
+                str(context.transfer_syntax[0]),
+                str(self.assoc.requestor.ae_title),
             )
-            if isinstance(opened, Refusal):
-                self._store.refusal = opened
-            else:
-                self._store.incoming = opened
+            opened = self._open_file(names)
+            self._store.refusal = opened if isinstance(opened, Refusal) else None
+            self._store.incoming = opened if isinstance(opened, IncomingFile) else None
 
     def _take_image(self, fragment: memoryview, *, last: bool) -> None:
         if self._store is not None and self._store.incoming is not None:
@@ -170,9 +174,8 @@ class StreamingMessages(DIMSEServiceProvider):  # type: ignore[misc]
         store, self._store = self._store, None
         if store is None:
             raise ValueError("data set without a command")
-        store.request.store_request = store
         self._check_queue(store.incoming)
-        self.msg_queue.put((store.context_id, store.request))
+        self.msg_queue.put((store.context_id, store))
 
     def _check_queue(self, incoming: IncomingFile | None = None) -> None:
         if self.msg_queue.qsize() >= MAX_QUEUED_MESSAGES:
@@ -181,15 +184,17 @@ class StreamingMessages(DIMSEServiceProvider):  # type: ignore[misc]
             raise ValueError(f"more than {MAX_QUEUED_MESSAGES} requests without waiting for an answer")
 
 
-def _check_names(sop_class_uid: str, sop_instance_uid: str, negotiated_class_uid: str) -> Refusal | None:
-    if sop_class_uid != negotiated_class_uid:
-        if not is_uid(sop_class_uid):
+def _check_names(command: StoreCommand, negotiated_class_uid: str) -> Refusal | None:
+    if command.sop_class_uid != negotiated_class_uid:
+        if not is_uid(command.sop_class_uid):
             return Refusal(PROCESSING_FAILURE, "Affected SOP Class UID missing or invalid")
         return Refusal(SOP_CLASS_NOT_SUPPORTED, "SOP class is not the one of the presentation context")
-    if not sop_instance_uid:
+    if not command.sop_instance_uid:
         return Refusal(CANNOT_UNDERSTAND, "Affected SOP Instance UID missing")
-    if not is_uid(sop_instance_uid):
+    if not is_uid(command.sop_instance_uid):
         return Refusal(INVALID_OBJECT_INSTANCE, "Affected SOP Instance UID is no valid UID")
+    if not command.has_data_set:
+        return Refusal(CANNOT_UNDERSTAND, "C-STORE without a data set")
     return None
 
 

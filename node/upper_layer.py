@@ -26,7 +26,10 @@ from pynetdicom.transport import AssociationSocket
 LOGGER = logging.getLogger(__name__)
 
 WAIT_S = 0.25  # how long a thread waits for data before it looks at its timers
+NO_TIMEOUT_S = 3600.0  # bound of a single PDU where no network timeout is set
+READ_AHEAD_BYTES = 256 * 1024  # per association; two PDUs of the usual 128 kB
 P_DATA_TYPE = 0x04
+PDUS_AT_ONCE = 16  # then timers and answers get their turn
 PDU_TYPES = range(0x01, 0x08)
 PDU_HEADER_BYTES = 6
 MAX_CONTROL_PDU_BYTES = 2**20  # everything but P-DATA; an A-ASSOCIATE-RQ of 128 contexts needs about 100 kB
@@ -68,14 +71,21 @@ class SteadyTimer(Timer):  # type: ignore[misc]
 
 
 class BoundedSocket(AssociationSocket):  # type: ignore[misc]
-    """The peer's socket: reads with a deadline into one buffer, waits for data or for a wake-up instead of polling."""
+    """The peer's socket: reads ahead into one buffer, with a deadline, and waits for data or a wake-up, never polling.
+
+    The kernel bounds each wait (SO_RCVTIMEO, SO_SNDTIMEO); TLS needs Python's own timeout instead.
+    """
 
     def __init__(self, assoc: Any, client_socket: socket.socket, already_read: bytes) -> None:
-        self._already_read = memoryview(already_read)
+        self._buffer = bytearray(max(READ_AHEAD_BYTES, len(already_read)))
+        self._buffer[: len(already_read)] = already_read
+        self._start, self._end = 0, len(already_read)  # what is read but not yet asked for
+        self._send_lock = threading.Lock()
         self._wake_lock = threading.Lock()
         self._wake_descriptor: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         super().__init__(assoc, client_socket=client_socket)
-        client_socket.settimeout(WAIT_S)
+        self._encrypted = isinstance(client_socket, ssl.SSLSocket)
+        _set_timeouts(client_socket, WAIT_S, in_kernel=not self._encrypted)
         self._poll = select.poll()
         self._socket_descriptor = client_socket.fileno()
         self._poll.register(self._socket_descriptor, select.POLLIN)
@@ -86,52 +96,71 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         """Wait until the peer sent something (True), someone called `wake`, or a moment passed (False)."""
         if self.socket is None or not self._is_connected:
             return False
-        if self._already_read or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
+        if self._end > self._start or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
             return True
         found = {descriptor for descriptor, _ in self._poll.poll(WAIT_S * 1000)}
         if self._wake_descriptor in found:
             self._clear_wake()
         return self._socket_descriptor in found
 
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Read so many bytes, fewer when the peer closed; TimeoutError when they do not come in time."""
-        buffer = bytearray(nr_bytes)
-        view = memoryview(buffer)
-        prefix = self._already_read[:nr_bytes]
-        view[: len(prefix)] = prefix
-        self._already_read = self._already_read[len(prefix) :]
-        filled = len(prefix) + self._fill(view[len(prefix) :])
-        view.release()
-        del buffer[filled:]
-        return buffer
+    @property
+    def has_read_ahead(self) -> bool:
+        """Whether at least the head of another PDU is in memory already."""
+        return self._end - self._start >= PDU_HEADER_BYTES
 
-    def _fill(self, view: memoryview) -> int:
-        deadline = time.monotonic() + (self.assoc.network_timeout or 3600)
-        filled = 0
-        while filled < len(view):
-            if self.socket is None:
-                return filled
+    def recv(self, nr_bytes: int) -> memoryview:
+        """Read so many bytes, fewer when the peer closed; TimeoutError when they do not come in time.
+
+        The answer lies in a buffer that the next call overwrites.
+        """
+        if self._end - self._start < nr_bytes:
+            self._make_room(nr_bytes)
+            self._fill(nr_bytes)
+        start = self._start
+        self._start = min(start + nr_bytes, self._end)
+        return memoryview(self._buffer)[start : self._start]
+
+    def _make_room(self, nr_bytes: int) -> None:
+        """Move what is left to the front; grow for a PDU that is longer than the buffer."""
+        left = self._buffer[self._start : self._end]
+        if len(self._buffer) < nr_bytes:
+            self._buffer = bytearray(nr_bytes)
+        self._buffer[: len(left)] = left
+        self._start, self._end = 0, len(left)
+
+    def _fill(self, nr_bytes: int) -> None:
+        """Take what is there; then wait, in the kernel, until the rest of the PDU is there too."""
+        deadline = time.monotonic() + (self.assoc.network_timeout or NO_TIMEOUT_S)
+        view = memoryview(self._buffer)
+        flags = 0 if self._encrypted else socket.MSG_DONTWAIT
+        while self._end < nr_bytes and self.socket is not None:
+            target = view[self._end :] if flags != socket.MSG_WAITALL else view[self._end : nr_bytes]
             try:
-                received = self.socket.recv_into(view[filled:])
-            except TimeoutError:
+                received = self.socket.recv_into(target, 0, flags) if flags else self.socket.recv_into(target)
+            except (TimeoutError, BlockingIOError):
                 if time.monotonic() > deadline:
-                    raise
-                continue
-            if not received:
-                return filled
-            filled += received
-        return filled
+                    raise TimeoutError(f"PDU not complete within {self.assoc.network_timeout} s") from None
+            else:
+                if not received:
+                    return
+                self._end += received
+            flags = flags and socket.MSG_WAITALL
 
     def send(self, bytestream: bytes) -> None:
-        """Send everything; a peer that takes nothing for the network timeout is treated as gone (Evt17)."""
-        if self.socket is None:
-            return
-        deadline = time.monotonic() + (self.assoc.network_timeout or 3600)
+        """Send everything, one PDU after the other whichever thread calls.
+
+        A peer that takes nothing for the network timeout is treated as gone (Evt17).
+        """
+        with self._send_lock:
+            self._send_all(bytestream)
+
+    def _send_all(self, bytestream: bytes) -> None:
+        deadline = time.monotonic() + (self.assoc.network_timeout or NO_TIMEOUT_S)
         view = memoryview(bytestream)
-        while view:
+        while view and self.socket is not None:
             try:
                 view = view[self.socket.send(view) :]
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 if time.monotonic() > deadline:
                     self.event_queue.put("Evt17")
                     return
@@ -159,12 +188,21 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
                     os.eventfd_read(self._wake_descriptor)
 
 
+def _set_timeouts(connection: socket.socket, seconds: float, *, in_kernel: bool) -> None:
+    if not in_kernel:
+        connection.settimeout(seconds)
+        return
+    connection.settimeout(None)
+    interval = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+
+
 class ReceivedFragments:
     """A P-DATA-TF PDU (PS3.8 9.3.5) as (context id, message control header and fragment) pairs over one buffer."""
 
-    def __init__(self, body: bytearray) -> None:
+    def __init__(self, view: memoryview) -> None:
         self.values: list[tuple[int, memoryview]] = []
-        view = memoryview(body)
         while view:
             if len(view) < 6:
                 raise ValueError(f"{len(view)} bytes left over in a P-DATA PDU")
@@ -237,19 +275,28 @@ class BoundedUpperLayer(DULServiceProvider):  # type: ignore[misc]
             self.attention.set()
 
     def _read_pdu_data(self) -> None:
-        """Read one PDU within its bounds and put its event on the queue (PS3.8 table 9-10)."""
+        """Read PDUs within their bounds and put their events on the queue (PS3.8 table 9-10)."""
+        for _ in range(PDUS_AT_ONCE):
+            event = self._read_one()
+            if event is not None:
+                self.event_queue.put(event)
+                return
+            if not self.socket.has_read_ahead:
+                return
+
+    def _read_one(self) -> str | None:
+        """The event of the next PDU; None for data that was handed on already."""
         try:
-            event = self._read_pdu()
+            return self._read_pdu()
         except OSError as exc:
             LOGGER.info("connection of %s lost: %s", self.assoc.name, exc)
-            event = "Evt17"
+            return "Evt17"
         except MALFORMED_PDU as exc:
             LOGGER.warning("invalid PDU from %s: %s", self.assoc.name, str(exc)[:200])
-            event = "Evt19"
-        self.event_queue.put(event)
+            return "Evt19"
 
-    def _read_pdu(self) -> str:
-        header = self.socket.recv(PDU_HEADER_BYTES)
+    def _read_pdu(self) -> str | None:
+        header = bytes(self.socket.recv(PDU_HEADER_BYTES))
         if len(header) < PDU_HEADER_BYTES:
             return "Evt17"
         pdu_type, _, length = struct.unpack(">BBI", header)
@@ -261,11 +308,18 @@ class BoundedUpperLayer(DULServiceProvider):  # type: ignore[misc]
         if len(body) < length:
             return "Evt17"
         if pdu_type == P_DATA_TYPE:
-            self._recv_pdu.put(ReceivedFragments(body))
-            return "Evt10"
-        pdu, event = self._decode_pdu(header + body)
+            return self._take_data(ReceivedFragments(body))
+        pdu, event = self._decode_pdu(bytearray(header + body))
         self._recv_pdu.put(pdu)
         return str(event)
+
+    def _take_data(self, fragments: ReceivedFragments) -> str | None:
+        """In state 6 P-DATA is handed on at once (action DT-2), which leaves the state as it is."""
+        if self.state_machine.current_state == "Sta6":
+            self.assoc.dimse.receive_primitive(fragments)
+            return None
+        self._recv_pdu.put(fragments)
+        return "Evt10"
 
     def _limit_bytes(self, pdu_type: int) -> int:
         if pdu_type != P_DATA_TYPE:

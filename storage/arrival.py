@@ -70,7 +70,6 @@ def series_values(arrival: Arrival) -> dict[str, Any]:
         "modality": header.modality,
         "series_description": header.series_description,
         "calling_ae_title": arrival.sender.calling_ae_title,
-        "last_arrival_at": arrival.arrived_at,
     }
 
 

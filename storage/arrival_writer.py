@@ -7,6 +7,7 @@ first is committed first, so the end of an association stands in the database af
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -19,11 +20,14 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from storage.arrival import Arrival
 from storage.database import SessionFactory
 from storage.inbox import Inbox
-from storage.instances import ArrivalOutcome, close_association, record_arrivals, record_quarantined
+from storage.instances import close_association, record_quarantined
 from storage.received_tables import AssociationEnding
+from storage.recording import ArrivalOutcome, KnownRows, record_arrivals
 
 LOGGER = logging.getLogger(__name__)
 MAX_GROUP = 64  # arrivals per transaction
+GROUP_WAIT_S = 0.004  # at most, and only for arrivals that are being prepared
+MAX_KNOWN_ROWS = 50_000  # keys remembered, about 10 MB
 WRITE_DEADLINE_S = 120.0  # longer than the database's busy timeout; then the sender is told to try again
 
 _Work = tuple[Arrival, "Future[ArrivalOutcome]"] | Callable[[Connection], None]
@@ -43,6 +47,9 @@ class ArrivalWriter:
         self._engine = engine
         self._connection: Connection | None = None  # kept open: taking one from the pool costs as much as a row
         self._inbox = inbox
+        self._known = KnownRows()
+        self._expected = 0  # arrivals in preparation or in the queue
+        self._expected_lock = threading.Lock()
         self._queue: queue.SimpleQueue[_Work | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="arrival-writer", daemon=True)
 
@@ -57,6 +64,17 @@ class ArrivalWriter:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Around the preparation of an arrival: a group waits a moment for those that are nearly there."""
+        with self._expected_lock:
+            self._expected += 1
+        try:
+            yield
+        finally:
+            with self._expected_lock:
+                self._expected -= 1
 
     def write(self, arrival: Arrival) -> ArrivalOutcome:
         """Make a placed file's name durable and commit its row.
@@ -84,19 +102,26 @@ class ArrivalWriter:
         self._disconnect()
 
     def _take_group(self) -> tuple[list[_Work], bool]:
-        """Wait for the first piece of work, then take what else is there. A group ends before a second kind starts."""
+        """Wait for the first piece of work, then for what is expected soon; the end of an association ends a group."""
         group: list[_Work] = []
-        while len(group) < MAX_GROUP:
-            try:
-                work = self._queue.get(block=not group)
-            except queue.Empty:
-                break
+        work: _Work | _Stop | None = self._queue.get()
+        deadline = time.monotonic() + GROUP_WAIT_S
+        while work is not None:
             if isinstance(work, _Stop):
                 return group, True
             group.append(work)
-            if not isinstance(work, tuple):
+            if len(group) == MAX_GROUP or not isinstance(work, tuple):
                 break
+            work = self._next_work(deadline if len(group) < self._expected else None)
         return group, False
+
+    def _next_work(self, deadline: float | None) -> "_Work | _Stop | None":
+        """What is in the queue, or comes before the deadline; None: nothing."""
+        wait_s = deadline - time.monotonic() if deadline is not None else 0.0
+        try:
+            return self._queue.get(timeout=wait_s) if wait_s > 0 else self._queue.get(block=False)
+        except queue.Empty:
+            return None
 
     def _commit_arrivals(self, group: Sequence[tuple[Arrival, "Future[ArrivalOutcome]"]]) -> None:
         if not group:
@@ -125,7 +150,7 @@ class ArrivalWriter:
     def _commit(self, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:
         self._inbox.sync_folders(arrival.path for arrival in arrivals)
         with self._transaction() as connection:
-            outcomes = record_arrivals(connection, arrivals)
+            outcomes = record_arrivals(connection, arrivals, self._known)
             for arrival, outcome in zip(arrivals, outcomes, strict=True):
                 if outcome is ArrivalOutcome.CONFLICT:
                     self._put_aside(connection, arrival)
@@ -133,17 +158,22 @@ class ArrivalWriter:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        """A transaction on the kept connection; after a failure the next one gets a new connection."""
+        """A transaction on the kept connection; after a failure the next one starts afresh."""
         if self._connection is None:
             self._connection = self._engine.connect()
+        if len(self._known) > MAX_KNOWN_ROWS:
+            self._known = KnownRows()
+        committed = False
         try:
             with self._connection.begin():
                 yield self._connection
-        except SQLAlchemyError:
-            self._disconnect()
-            raise
+            committed = True
+        finally:
+            if not committed:
+                self._disconnect()
 
     def _disconnect(self) -> None:
+        self._known = KnownRows()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

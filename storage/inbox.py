@@ -149,23 +149,23 @@ class Inbox:
         """Where an instance lies, relative to the root; the same bytes always get the same path."""
         return f"studies/{_short_hash(study_instance_uid)}/{_short_hash(sop_instance_uid)}-{digest[:16]}.dcm"
 
-    def place(self, incoming: IncomingFile, relative_path: str) -> Path:
+    def place(self, incoming: IncomingFile, relative_path: str) -> None:
         """Rename a finished file to its place; replaces a file of the same bytes. OSError when the disk refuses."""
-        target = self.root / relative_path
+        target = f"{self.root}/{relative_path}"
         while True:
             try:
-                incoming.path.rename(target)
-                return target
+                os.rename(incoming.path, target)
+                return
             except FileNotFoundError:  # the study's folder is new, or was removed just now with its last file
                 if not incoming.path.exists():
                     raise
-                target.parent.mkdir(parents=True, exist_ok=True)
-                sync_folder(target.parent.parent)
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                sync_folder(self.studies)
 
     def sync_folders(self, relative_paths: Iterable[str]) -> None:
         """Make renames durable: one fsync for each folder that holds one of the paths."""
-        for folder in {(self.root / path).parent for path in relative_paths}:
-            sync_folder(folder)
+        for folder in {os.path.dirname(path) for path in relative_paths}:
+            sync_folder(f"{self.root}/{folder}")
 
     def quarantine(self, path: Path, sop_instance_uid: str) -> Path:
         """Move a file aside for the operator; never overwrites an earlier one."""
@@ -248,7 +248,7 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path | str) -> None:
     """fsync of a folder: makes the names in it durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

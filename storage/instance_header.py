@@ -9,18 +9,14 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from pydicom import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag, Tag
+from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.uid import UID, CTImageStorage, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from analysis.errors import QctError
-from storage.ct_header import number, text, values
+from storage.element_scan import UNDEFINED_LENGTH, BrokenDatasetError, Scan, WindowEndsError, scan_elements
 
 WINDOWS_BYTES = (64 * 1024, 32 * 2**20)  # first try, last try
 # a deflated data set may expand to this, or to this many times its own size, whichever is more: beyond, it is a bomb
@@ -28,20 +24,21 @@ MAX_EXPANDED_BYTES = 64 * 2**20
 MAX_EXPANSION = 100
 MAX_TEXT = 256  # characters kept of a text value
 UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)+")  # PS3.5 9.1, leading zeros tolerated
-UNDEFINED_LENGTH = 0xFFFFFFFF
-PIXEL_DATA = Tag(0x7FE0, 0x0010)
-LAST_HEADER_TAG = Tag(0x0028, 0x0103)  # reading stops here, in CT images at the pixel data
-KEYWORDS = (
-    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "AccessionNumber", "Modality",
-    "StudyDescription", "SeriesDescription", "PatientID", "SliceThickness", "StudyInstanceUID", "SeriesInstanceUID",
-    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "SamplesPerPixel", "NumberOfFrames", "Rows",
-    "Columns", "BitsAllocated",
+
+CHARACTER_SET, IMAGE_TYPE, SOP_CLASS_UID, SOP_INSTANCE_UID = 0x00080005, 0x00080008, 0x00080016, 0x00080018
+ACCESSION_NUMBER, MODALITY, STUDY_DESCRIPTION, SERIES_DESCRIPTION = 0x00080050, 0x00080060, 0x00081030, 0x0008103E
+PATIENT_ID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID = 0x00100020, 0x0020000D, 0x0020000E
+INSTANCE_NUMBER, IMAGE_POSITION, IMAGE_ORIENTATION = 0x00200013, 0x00200032, 0x00200037
+SAMPLES_PER_PIXEL, NUMBER_OF_FRAMES, ROWS, COLUMNS, BITS_ALLOCATED = (
+    0x00280002, 0x00280008, 0x00280010, 0x00280011, 0x00280100,
 )  # fmt: skip
-# what pydicom raises on bytes that are no DICOM data set
-MALFORMED = (
-    ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OverflowError, EOFError,
-    RecursionError, MemoryError, struct.error, zlib.error, BytesLengthException, InvalidDicomError,
-)  # fmt: skip
+PIXEL_DATA = 0x7FE00010
+AFTER_HEADER = 0x00280103  # reading stops here, in CT images at the pixel data
+WANTED = frozenset({
+    CHARACTER_SET, IMAGE_TYPE, SOP_CLASS_UID, SOP_INSTANCE_UID, ACCESSION_NUMBER, MODALITY, STUDY_DESCRIPTION,
+    SERIES_DESCRIPTION, PATIENT_ID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, INSTANCE_NUMBER, IMAGE_POSITION,
+    IMAGE_ORIENTATION, SAMPLES_PER_PIXEL, NUMBER_OF_FRAMES, ROWS, COLUMNS, BITS_ALLOCATED,
+})  # fmt: skip
 
 
 class UnreadableInstanceError(QctError):
@@ -82,23 +79,14 @@ class EncodedDataset:
     sop_class_uid: str
 
 
-@dataclass(slots=True)
-class _Scan:
-    """How far reading came."""
-
-    reached_tag: BaseTag | None = None
-    reached_length: int = 0
-    value_offset: int = 0
-
-
 def read_instance_header(source: EncodedDataset) -> InstanceHeader:
     """Read the header values; raises UnreadableInstanceError or InvalidUidError with the reason."""
     try:
-        ds, scan, available = _read_window(source)
-        header = _header(ds)
-    except MALFORMED as exc:
-        raise UnreadableInstanceError(f"data set cannot be read: {type(exc).__name__}: {str(exc)[:100]}") from exc
-    _check_pixels(ds, scan, available, source.transfer_syntax_uid)
+        scan, available = _scan_window(source)
+    except (BrokenDatasetError, WindowEndsError, zlib.error) as exc:
+        raise UnreadableInstanceError(str(exc)) from exc
+    header = _header(scan.values)
+    _check_pixels(header.sop_class_uid, scan, available, source.transfer_syntax_uid)
     return header
 
 
@@ -107,114 +95,126 @@ def is_uid(text_value: str) -> bool:
     return len(text_value) <= 64 and UID_PATTERN.fullmatch(text_value) is not None
 
 
-def _read_window(source: EncodedDataset) -> tuple[Dataset, _Scan, int]:
+def _scan_window(source: EncodedDataset) -> tuple[Scan, int]:
     """The header, from the smallest window that holds it, and how many bytes there are in all."""
     total = _expanded_size(source) if _is_deflated(source) else source.path.stat().st_size - source.offset
+    implicit = source.transfer_syntax_uid == ImplicitVRLittleEndian
+    stop_tag = PIXEL_DATA if source.sop_class_uid == CTImageStorage else AFTER_HEADER
     for window_bytes in WINDOWS_BYTES:
         window = _window(source, window_bytes)
-        whole = len(window) >= total or window_bytes == WINDOWS_BYTES[-1]
         _check_start(window, source.transfer_syntax_uid)
         try:
-            ds, scan = _parse(window, source)
-        except MALFORMED:
-            if whole:
+            return scan_elements(window, implicit=implicit, wanted=WANTED, stop_tag=stop_tag), total
+        except WindowEndsError:
+            if len(window) >= total:
                 raise
-            continue
-        if whole or scan.reached_tag is not None:
-            break
-    return ds, scan, total
+    raise UnreadableInstanceError(f"no image within the first {WINDOWS_BYTES[-1] >> 20} MiB of header")
 
 
-def _parse(window: bytes, source: EncodedDataset) -> tuple[Dataset, _Scan]:
-    scan = _Scan()
-    buffer = BytesIO(window)
-    last_tag = PIXEL_DATA if source.sop_class_uid == CTImageStorage else LAST_HEADER_TAG
-
-    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag >= last_tag:
-            scan.reached_tag, scan.reached_length, scan.value_offset = tag, length, buffer.tell()
-        return tag >= last_tag
-
-    implicit = source.transfer_syntax_uid == ImplicitVRLittleEndian
-    ds = read_dataset(buffer, implicit, True, stop_when=stop, specific_tags=[Tag(k) for k in KEYWORDS])
-    return ds, scan
-
-
-def _header(ds: Dataset) -> InstanceHeader:
-    position, orientation = _slice_position(ds)
+def _header(values: dict[int, bytes]) -> InstanceHeader:
+    position, orientation = _slice_position(values)
     return InstanceHeader(
-        sop_class_uid=_uid(ds, "SOPClassUID"),
-        sop_instance_uid=_uid(ds, "SOPInstanceUID"),
-        study_instance_uid=_uid(ds, "StudyInstanceUID"),
-        series_instance_uid=_uid(ds, "SeriesInstanceUID"),
-        modality=_short_text(ds, "Modality")[:16],
-        patient_id=_short_text(ds, "PatientID"),
-        accession_number=_short_text(ds, "AccessionNumber"),
-        study_description=_short_text(ds, "StudyDescription"),
-        series_description=_short_text(ds, "SeriesDescription"),
-        image_type=tuple(str(v)[:16] for v in values(ds, "ImageType")[:16]),
-        instance_number=_whole_number(ds, "InstanceNumber"),
-        number_of_frames=_whole_number(ds, "NumberOfFrames") or 1,
+        sop_class_uid=_uid(values, SOP_CLASS_UID, "SOP Class UID"),
+        sop_instance_uid=_uid(values, SOP_INSTANCE_UID, "SOP Instance UID"),
+        study_instance_uid=_uid(values, STUDY_INSTANCE_UID, "Study Instance UID"),
+        series_instance_uid=_uid(values, SERIES_INSTANCE_UID, "Series Instance UID"),
+        modality=_text(values, MODALITY)[:16],
+        patient_id=_text(values, PATIENT_ID),
+        accession_number=_text(values, ACCESSION_NUMBER),
+        study_description=_text(values, STUDY_DESCRIPTION),
+        series_description=_text(values, SERIES_DESCRIPTION),
+        image_type=tuple(part.strip() for part in _text(values, IMAGE_TYPE).split("\\") if part.strip()),
+        instance_number=_whole_number(values, INSTANCE_NUMBER),
+        number_of_frames=_whole_number(values, NUMBER_OF_FRAMES) or 1,
         slice_position_mm=position,
         orientation=orientation,
     )
 
 
-def _uid(ds: Dataset, keyword: str) -> str:
-    found = text(ds, keyword) or ""
+def _uid(values: dict[int, bytes], tag: int, name: str) -> str:
+    found = values.get(tag, b"").rstrip(b"\0 ").decode("ascii", "replace")
     if not is_uid(found):
-        raise InvalidUidError(f"{keyword} is {'missing' if not found else 'no valid UID'}")
+        raise InvalidUidError(f"{name} is {'no valid UID' if found else 'missing'}")
     return found
 
 
-def _short_text(ds: Dataset, keyword: str) -> str:
-    return (text(ds, keyword) or "").replace("\0", "")[:MAX_TEXT]
+def _text(values: dict[int, bytes], tag: int) -> str:
+    """The text in the object's own character set, shortened, without padding."""
+    value = values.get(tag, b"")
+    if value.isascii():
+        text = value.decode("ascii")
+    else:
+        sets = [
+            part.strip() for part in _text({CHARACTER_SET: values.get(CHARACTER_SET, b"")}, CHARACTER_SET).split("\\")
+        ]
+        text = decode_bytes(value, _encodings(sets), {"\\"})
+    return text.replace("\0", "").strip()[:MAX_TEXT]
 
 
-def _whole_number(ds: Dataset, keyword: str) -> int | None:
-    found = number(ds, keyword)
-    return int(found) if found is not None and math.isfinite(found) and abs(found) < 2**31 else None
-
-
-def _slice_position(ds: Dataset) -> tuple[float | None, str | None]:
-    """Position along the slice normal (PS3.3 C.7.6.2.1.1) and the orientation as text; (None, None) without them."""
+def _encodings(character_sets: list[str]) -> list[str]:
+    """Python's names of the character sets; one that nobody knows is read as Latin-1."""
     try:
-        x, y, z = (float(v) for v in values(ds, "ImagePositionPatient"))
-        rx, ry, rz, cx, cy, cz = (float(v) for v in values(ds, "ImageOrientationPatient"))
-    except (TypeError, ValueError):
+        return list(convert_encodings(character_sets))
+    except LookupError:
+        return ["latin-1"]
+
+
+def _decimals(values: dict[int, bytes], tag: int) -> list[float]:
+    """Numbers of a DS or IS element; a value that is no number becomes NaN."""
+    found = []
+    for part in values.get(tag, b"").rstrip(b"\0 ").split(b"\\"):
+        try:
+            found.append(float(part))
+        except ValueError:
+            found.append(math.nan)
+    return found
+
+
+def _whole_number(values: dict[int, bytes], tag: int) -> int | None:
+    number = _decimals(values, tag)[0]
+    return int(number) if math.isfinite(number) and abs(number) < 2**31 else None
+
+
+def _slice_position(values: dict[int, bytes]) -> tuple[float | None, str | None]:
+    """Position along the slice normal (PS3.3 C.7.6.2.1.1) and the orientation as text; (None, None) without them."""
+    position = _decimals(values, IMAGE_POSITION)
+    cosines = _decimals(values, IMAGE_ORIENTATION)
+    if len(position) != 3 or len(cosines) != 6:
         return None, None
+    rx, ry, rz, cx, cy, cz = cosines
     normal = (ry * cz - rz * cy, rz * cx - rx * cz, rx * cy - ry * cx)
-    position = normal[0] * x + normal[1] * y + normal[2] * z
-    if not math.isfinite(position):
+    along_mm = sum(n * p for n, p in zip(normal, position, strict=True))
+    if not math.isfinite(along_mm):
         return None, None
-    return round(position, 4), " ".join(f"{v + 0.0:.2f}" for v in (rx, ry, rz, cx, cy, cz))
+    return round(along_mm, 4), " ".join(f"{cosine + 0.0:.2f}" for cosine in cosines)
 
 
-def _check_pixels(ds: Dataset, scan: _Scan, available: int, transfer_syntax_uid: str) -> None:
+def _check_pixels(sop_class_uid: str, scan: Scan, available: int, transfer_syntax_uid: str) -> None:
     """A single-frame CT image must hold as many pixel bytes as its rows and columns need."""
-    if ds.get("SOPClassUID") != CTImageStorage:
+    if sop_class_uid != CTImageStorage:
         return
-    if scan.reached_tag != PIXEL_DATA:
+    if scan.stopped_at != PIXEL_DATA:
         raise UnreadableInstanceError("CT image without pixel data")
     encapsulated = UID(transfer_syntax_uid).is_encapsulated
-    if encapsulated != (scan.reached_length == UNDEFINED_LENGTH):
+    if encapsulated != (scan.stopped_length == UNDEFINED_LENGTH):
         found = "native" if encapsulated else "encapsulated"
-        raise UnreadableInstanceError(f"{found} pixel data under transfer syntax {transfer_syntax_uid}")
-    present = available - scan.value_offset
-    declared = 8 if encapsulated else scan.reached_length
-    needed = declared if encapsulated else _native_bytes(ds)
+        raise UnreadableInstanceError(f"{found} pixel data under another kind of transfer syntax")
+    present = available - scan.stopped_offset
+    declared = 8 if encapsulated else scan.stopped_length
+    needed = declared if encapsulated else _native_bytes(scan.values)
     if present < declared or declared < needed:
-        raise UnreadableInstanceError(
-            f"pixel data truncated: {min(present, declared)} bytes found, {max(needed, declared)} expected"
-        )
+        raise UnreadableInstanceError(f"pixel data: {min(present, declared)} bytes, {max(needed, declared)} expected")
 
 
-def _native_bytes(ds: Dataset) -> int:
-    sizes = [_whole_number(ds, keyword) for keyword in ("Rows", "Columns", "BitsAllocated")]
-    if any(size is None or size <= 0 for size in sizes):
-        raise UnreadableInstanceError("CT image without Rows, Columns or BitsAllocated")
-    rows, columns, bits = (size or 0 for size in sizes)
-    return rows * columns * bits * (_whole_number(ds, "SamplesPerPixel") or 1) // 8
+def _native_bytes(values: dict[int, bytes]) -> int:
+    rows, columns, bits = (_unsigned(values, tag) for tag in (ROWS, COLUMNS, BITS_ALLOCATED))
+    if 0 in (rows, columns, bits):
+        raise UnreadableInstanceError("CT image without Rows, Columns or Bits Allocated")
+    return rows * columns * bits * max(_unsigned(values, SAMPLES_PER_PIXEL), 1) // 8
+
+
+def _unsigned(values: dict[int, bytes], tag: int) -> int:
+    return int.from_bytes(values.get(tag, b"")[:2], "little")
 
 
 def _check_start(window: bytes, transfer_syntax_uid: str) -> None:

@@ -9,29 +9,15 @@ Interfaces for the rest of the project:
     release_study(session, study_instance_uid)                    the operator: analyse it as it is, do not wait
 
 `storage.retention.mark_delivered(session, study_instance_uid, version, now)` says that its results are delivered.
-
-A study has a version. Instances that arrive while the version is open belong to it; an instance that arrives after the
-version was taken by a job opens the next version. An identical resend changes nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from functools import cache
 
-from sqlalchemy import Connection, Insert, Select, bindparam, case, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.dml import ReturningInsert
 
-from storage.arrival import (
-    Arrival,
-    association_values,
-    instance_values,
-    series_values,
-    study_values,
-)
+from storage.arrival import Arrival
 from storage.received_tables import (
     AssociationEnding,
     AssociationRow,
@@ -39,18 +25,9 @@ from storage.received_tables import (
     QuarantineRow,
     SeriesRow,
     StudyRow,
-    StudySenderRow,
     table_of,
 )
-
-TWO_PATIENTS = "two Patient IDs in one study"
-
-
-class ArrivalOutcome(StrEnum):
-    STORED = "stored"
-    DUPLICATE = "duplicate"  # same UID, same bytes: no new work
-    RESTORED = "restored"  # same bytes as an instance whose file was purged: the file is back, no new work
-    CONFLICT = "conflict"  # same UID, other bytes: the first is kept
+from storage.recording import ArrivalOutcome, record_arrivals
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +38,7 @@ class ReceivedInstance:
     digest: str
     instance_number: int | None
     slice_position_mm: float | None
+    arrived_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +47,7 @@ class ReceivedSeries:
     series_instance_uid: str
     modality: str
     series_description: str
-    calling_ae_title: str
-    last_arrival_at: datetime
+    calling_ae_title: str  # of the first instance
     instances: tuple[ReceivedInstance, ...]  # by position, then number
 
 
@@ -88,124 +65,6 @@ class StudyFacts:
 def record_arrival(session: Session, arrival: Arrival) -> ArrivalOutcome:
     """Write the rows of one instance; the caller commits."""
     return record_arrivals(session.connection(), (arrival,))[0]
-
-
-def record_arrivals(connection: Connection, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:
-    """Write the rows of a batch in order, in one transaction that the caller commits."""
-    known = _known_instances(connection, [a.header.sop_instance_uid for a in arrivals])
-    outcomes = []
-    for arrival in arrivals:
-        outcomes.append(_outcome(known, arrival))
-        known.setdefault(arrival.header.sop_instance_uid, (arrival.digest, False))
-    by_outcome = list(zip(arrivals, outcomes, strict=True))
-    for arrival in (a for a, outcome in by_outcome if outcome is ArrivalOutcome.RESTORED):
-        _restore(connection, arrival)
-    _note_associations(connection, arrivals)
-    _insert_fresh(connection, [a for a, outcome in by_outcome if outcome is ArrivalOutcome.STORED])
-    _note_senders(connection, [a for a, outcome in by_outcome if outcome is not ArrivalOutcome.CONFLICT])
-    return tuple(outcomes)
-
-
-def _known_instances(connection: Connection, uids: list[str]) -> dict[str, tuple[str, bool]]:
-    rows = connection.execute(_statements(connection.dialect.name).known, {"uids": uids})
-    return {uid: (digest, purged_at is not None) for uid, digest, purged_at in rows}
-
-
-def _outcome(known: dict[str, tuple[str, bool]], arrival: Arrival) -> ArrivalOutcome:
-    if arrival.header.sop_instance_uid not in known:
-        return ArrivalOutcome.STORED
-    digest, purged = known[arrival.header.sop_instance_uid]
-    if digest != arrival.digest:
-        return ArrivalOutcome.CONFLICT
-    return ArrivalOutcome.RESTORED if purged else ArrivalOutcome.DUPLICATE
-
-
-def _restore(connection: Connection, arrival: Arrival) -> None:
-    connection.execute(
-        update(InstanceRow)
-        .where(InstanceRow.sop_instance_uid == arrival.header.sop_instance_uid)
-        .values(purged_at=None, path=arrival.path)
-    )
-
-
-def _note_associations(connection: Connection, arrivals: Sequence[Arrival]) -> None:
-    senders = {a.sender.association_id: a.sender for a in arrivals}
-    rows = [association_values(sender) for sender in senders.values()]
-    connection.execute(_statements(connection.dialect.name).add_associations, rows)
-
-
-def _insert_fresh(connection: Connection, fresh: Sequence[Arrival]) -> None:
-    """New instances: open their studies or move their clocks, then add series and instances."""
-    if not fresh:
-        return
-    statements = _statements(connection.dialect.name)
-    versions = {}
-    for arrival in fresh:  # in order of arrival: the last one sets the study's clock
-        row = connection.execute(statements.touch_study, study_values(arrival))
-        versions[arrival.header.study_instance_uid] = int(row.scalar_one())
-    series = {(a.header.study_instance_uid, a.header.series_instance_uid): a for a in fresh}
-    connection.execute(statements.touch_series, [series_values(a) for a in series.values()])
-    connection.execute(
-        statements.add_instances, [instance_values(a, versions[a.header.study_instance_uid]) for a in fresh]
-    )
-
-
-def _note_senders(connection: Connection, arrivals: Sequence[Arrival]) -> None:
-    """Also for identical resends: while they run, the study is not due; once released, nothing was broken off."""
-    pairs = sorted({(a.header.study_instance_uid, a.sender.association_id) for a in arrivals})
-    if pairs:
-        rows = [{"study_instance_uid": study, "association_id": association} for study, association in pairs]
-        connection.execute(_statements(connection.dialect.name).add_senders, rows)
-
-
-@dataclass(frozen=True, slots=True)
-class _Statements:
-    """Built once per dialect: building them costs more than running them."""
-
-    known: Select[tuple[str, str, datetime | None]]
-    add_associations: Insert
-    touch_study: ReturningInsert[tuple[int]]
-    touch_series: Insert
-    add_senders: Insert
-    add_instances: Insert
-
-
-@cache
-def _statements(dialect: str) -> _Statements:
-    make = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    series = make(table_of(SeriesRow))
-    return _Statements(
-        known=select(InstanceRow.sop_instance_uid, InstanceRow.digest, InstanceRow.purged_at).where(
-            InstanceRow.sop_instance_uid.in_(bindparam("uids", expanding=True))
-        ),
-        add_associations=make(table_of(AssociationRow)).on_conflict_do_nothing(),
-        touch_study=_touch_study(dialect),
-        touch_series=series.on_conflict_do_update(
-            index_elements=["study_instance_uid", "series_instance_uid"],
-            set_={"last_arrival_at": series.excluded.last_arrival_at},
-        ),
-        add_senders=make(table_of(StudySenderRow)).on_conflict_do_nothing(),
-        add_instances=make(table_of(InstanceRow)),
-    )
-
-
-def _touch_study(dialect: str) -> ReturningInsert[tuple[int]]:
-    """Add the study, or move its clock; an arrival after the version was taken opens the next version."""
-    study = table_of(StudyRow).c
-    statement = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table_of(StudyRow))
-    new = statement.excluded
-    taken = study.taken_version == study.version
-    return statement.on_conflict_do_update(
-        index_elements=["study_instance_uid"],
-        set_={
-            "version": case((taken, study.version + 1), else_=study.version),
-            "version_opened_at": case((taken, new.version_opened_at), else_=study.version_opened_at),
-            "last_arrival_at": case(
-                (new.last_arrival_at > study.last_arrival_at, new.last_arrival_at), else_=study.last_arrival_at
-            ),
-            "conflict": case((new.patient_id != study.patient_id, TWO_PATIENTS), else_=study.conflict),
-        },
-    ).returning(study.version)
 
 
 def record_quarantined(connection: Connection, arrival: Arrival, path: str, reason: str) -> None:
@@ -284,13 +143,19 @@ def _received_series(session: Session, row: SeriesRow, version: int | None) -> R
         modality=row.modality,
         series_description=row.series_description,
         calling_ae_title=row.calling_ae_title,
-        last_arrival_at=row.last_arrival_at,
-        instances=tuple(
-            ReceivedInstance(
-                i.sop_instance_uid, i.sop_class_uid, i.path, i.digest, i.instance_number, i.slice_position_mm
-            )
-            for i in session.scalars(query)
-        ),
+        instances=tuple(_received_instance(instance) for instance in session.scalars(query)),
+    )
+
+
+def _received_instance(row: InstanceRow) -> ReceivedInstance:
+    return ReceivedInstance(
+        sop_instance_uid=row.sop_instance_uid,
+        sop_class_uid=row.sop_class_uid,
+        path=row.path,
+        digest=row.digest,
+        instance_number=row.instance_number,
+        slice_position_mm=row.slice_position_mm,
+        arrived_at=row.arrived_at,
     )
 
 

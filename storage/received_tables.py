@@ -56,8 +56,7 @@ class SeriesRow(Base):
     series_instance_uid: Mapped[str] = mapped_column(primary_key=True)
     modality: Mapped[str]
     series_description: Mapped[str]
-    calling_ae_title: Mapped[str]
-    last_arrival_at: Mapped[datetime]
+    calling_ae_title: Mapped[str]  # of the first instance
 
 
 class InstanceRow(Base):

@@ -16,14 +16,14 @@ from storage.arrival import Arrival, Sender
 from storage.database import SessionFactory
 from storage.inbox import Inbox
 from storage.instance_header import (
-    MALFORMED,
     EncodedDataset,
     InvalidUidError,
     UnreadableInstanceError,
     read_instance_header,
 )
-from storage.instances import close_association, known_paths, record_arrivals, recover_at_start
+from storage.instances import close_association, known_paths, recover_at_start
 from storage.received_tables import AssociationEnding
+from storage.recording import record_arrivals
 
 LOGGER = logging.getLogger(__name__)
 GROUP = 64  # files per transaction
@@ -63,7 +63,7 @@ def _as_arrival(inbox: Inbox, relative_path: str, now: datetime) -> Arrival | No
     try:
         source, ae_title = _locate_dataset(path)
         header = read_instance_header(source)
-    except (OSError, UnreadableInstanceError, InvalidUidError, *MALFORMED) as exc:
+    except (OSError, ValueError, AttributeError, UnreadableInstanceError, InvalidUidError) as exc:
         LOGGER.error("file %s has no row and cannot be read: %s", relative_path, exc)
         return None
     return Arrival(
