@@ -7,6 +7,7 @@ Text in the file may hold `${NAME}` (environment) and `${credential:NAME}` (cont
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -23,10 +24,11 @@ from analysis.errors import ConfigError
 from analysis.internal_check import TissueLimits
 from analysis.phantom_types import MINDWAYS_MODEL_3_CT
 from analysis.protocol import ProtocolReference
+from analysis.qc import QcLimits
 from analysis.results import PhantomSpec
 from analysis.vertebra_checks import VertebraLimits
 from analysis.voi import VoiRule
-from node.config_file import ConfigFile, Fault, read_config_file
+from node.config_file import ConfigFile, Fault, KeyPath, read_config_file
 from node.destinations import AeTitle, Destination, Port
 from node.encoded import EncodingSettings
 from node.receiver_settings import ListenAddress, ReceiverSettings
@@ -117,6 +119,7 @@ class Config:
         ),
     )
     calibration: CalibrationLimits = CalibrationLimits()
+    quality_control: QcLimits = QcLimits()
     protocol: ProtocolReference = ProtocolReference()
     contrast: ContrastLimits = ContrastLimits()
     segmentation: SegmentationSettings = SegmentationSettings()
@@ -182,6 +185,37 @@ def _check_timezone(config: Config) -> Iterator[Fault]:
         yield Fault(("node", "timezone"), f"found {config.node.timezone!r}, expected a name such as 'Europe/Berlin'")
 
 
+def _check_peers(config: Config) -> Iterator[Fault]:
+    for index, peer in enumerate(config.receiving.peers):
+        for place, network in enumerate(peer.addresses):
+            try:
+                ip_network(network, strict=False)
+            except ValueError:
+                yield Fault(
+                    ("receiving", "peers", index, "addresses", place),
+                    f"found {network!r}, expected a network such as '10.1.2.0/24' or one address",
+                )
+
+
+def _check_listening(config: Config) -> Iterator[Fault]:
+    tls = config.receiving.tls
+    if not tls.enabled:
+        return
+    if tls.port == config.node.port:
+        yield Fault(("receiving", "tls", "port"), f"found {tls.port} as node.port, expected a port of its own")
+    for key in ("certificate_file", "key_file"):
+        if getattr(tls, key) is None:
+            yield Fault(("receiving", "tls", key), "found nothing, expected a PEM file, since TLS is enabled")
+    yield from _check_files(tls, ("receiving", "tls"), ("certificate_file", "key_file", "client_ca_file"))
+
+
+def _check_files(settings: object, section: KeyPath, keys: tuple[str, ...]) -> Iterator[Fault]:
+    for key in keys:
+        path = getattr(settings, key)
+        if path is not None and not path.is_file():
+            yield Fault((*section, key), f"found no file at {path}, expected a PEM file")
+
+
 def _check_cluster(config: Config) -> Iterator[Fault]:
     if config.jobs.cluster and not re.fullmatch(r"(tcp|tls)://[^:/]+:\d+", config.jobs.cluster):
         yield Fault(("jobs", "cluster"), f"found {config.jobs.cluster!r}, expected tcp://HOST:PORT or nothing")
@@ -196,10 +230,9 @@ def _check_destinations(config: Config) -> Iterator[Fault]:
         tls = destination.tls
         if (tls.certificate_file is None) != (tls.key_file is None):
             yield Fault(("destinations", index, "tls"), "found one of certificate_file and key_file, expected both")
-        for key in ("ca_file", "certificate_file", "key_file"):
-            path = getattr(tls, key)
-            if tls.enabled and path is not None and not path.is_file():
-                yield Fault(("destinations", index, "tls", key), f"found no file at {path}, expected a PEM file")
+        if tls.enabled:
+            section = ("destinations", index, "tls")
+            yield from _check_files(tls, section, ("ca_file", "certificate_file", "key_file"))
 
 
 def _check_phantoms(config: Config) -> Iterator[Fault]:
@@ -235,5 +268,5 @@ def _check_bmd(config: Config) -> Iterator[Fault]:
 
 
 CHECKS: tuple[Callable[[Config], Iterator[Fault]], ...] = (
-    _check_timezone, _check_cluster, _check_destinations, _check_phantoms, _check_series, _check_bmd,
+    _check_timezone, _check_peers, _check_listening, _check_cluster, _check_destinations, _check_phantoms, _check_series, _check_bmd,
 )  # fmt: skip
