@@ -31,6 +31,10 @@ from analysis.volume import CtVolume
 
 FINE_MM = GRID_MM / 2  # grid of the section in which the oval is fitted
 SUBVOXEL_MM = 0.35  # edge of the parts into which a voxel is cut for its weight
+PLANE_QUANTILE = 0.2  # of the distances over the planes of the depth
+EDGE_SMOOTHING_MM = 1.5
+PLANE_STEP = 2  # nodes of the 1-mm grid between the planes looked at
+CLOSING_MM = 12.0  # radius of the ball that rolls over the vein's mouth, half of which is about 6 mm wide
 OPENING_MM = 6.0  # half width of a pedicle, so that pedicles are cut off the section
 N_OUTLINE_POINTS = 72
 
@@ -46,8 +50,8 @@ class VoiRule:
     target_fraction: float = 2 / 3
     min_fraction: float = 0.55
     max_fraction: float = 0.75
-    vein_depth_fraction: float = 0.25  # of the section's front-back diameter, from its rear edge
-    vein_half_width_mm: float = 4.0
+    vein_shift_fraction: float = 0.10  # of the section's front-back diameter, forward of its middle
+    shifted_fraction: float = 0.62  # the oval must still cover this much there
     outlier_sd: float = 4.0  # robust standard deviations of the smoothed image
     outlier_smoothing_mm: float = 1.2
     absolute_limits_hu: tuple[float, float] = (-200.0, 600.0)
@@ -70,18 +74,18 @@ class Oval:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Section:
-    """The cancellous section at mid-height.
+    """The cancellous section at mid-height, in the frame's (forward, lateral) plane, mm.
 
-    mid : bool (forward, lateral), section in the middle of the depth
-    allowed : bool, where the oval may lie: margin to the cortex kept over the whole depth
+    area_mm2 : of the section in the middle of the depth
+    extent_mm : rear and front end of it along the middle line
+    middle_mm : centre of the part where the oval may lie, (forward, lateral)
+    border_mm : (n, 2) points on the line that the oval must not cross: margin to the cortex kept over the whole depth
     """
 
-    mid: NDArray[np.bool_]
-    allowed: NDArray[np.bool_]
-
-    @property
-    def area_mm2(self) -> float:
-        return float(self.mid.sum()) * FINE_MM**2
+    area_mm2: float
+    extent_mm: tuple[float, float]
+    middle_mm: tuple[float, float]
+    border_mm: NDArray[np.float64]
 
 
 def place_voi(volume: CtVolume, segmentation: Segmentation, level: str, rule: VoiRule | None = None) -> Voi:
@@ -99,52 +103,66 @@ def place_voi(volume: CtVolume, segmentation: Segmentation, level: str, rule: Vo
     section = cancellous_section(crop, frame, rule)
     oval = fit_oval(section, rule, level)
     weights = cylinder_weights(crop.volume, frame, oval, rule.depth_mm)
-    kept = weights * ~_outliers(crop.volume, weights, rule)
+    kept = weights * _inside_bone(crop) * ~_outliers(crop.volume, weights, rule)
     return _voi(crop, frame, (oval, section.area_mm2), (weights, kept), rule)
 
 
 def cancellous_section(crop: VertebraCrop, frame: VertebraFrame, rule: VoiRule) -> Section:
-    """The section through the cancellous bone, from its class or, where that is thin or missing, from the body."""
-    middle = HALF_GRID[0]
+    """The section through the cancellous bone, from its class or, where that is thin or missing, from the body.
+
+    Distances to the section's edge in all planes of the depth are combined, a low quantile instead of the minimum, and
+    smoothed, so that single ragged voxels of a mask neither narrow nor widen the section.
+
+    Raises
+    ------
+    VoiError
+        VOI_MARGIN when no point keeps the margin.
+    """
+    planes = _slab_planes(crop, frame, rule)
+    distances = np.stack([_signed_distance_mm(plane) for plane in planes])
+    central = len(distances) // 2
+    mid = _smoothed(distances[central - 1 : central + 1].mean(axis=0))
+    everywhere = np.minimum(_smoothed(np.quantile(distances, PLANE_QUANTILE, axis=0)), mid)
+    border = _crossings(everywhere - rule.margin_mm)
+    if len(border) < 20:
+        text = f"no oval in {crop.level.name} keeps {rule.margin_mm} mm to the cortex over {rule.depth_mm} mm"
+        raise VoiError("VOI_MARGIN", text)
+    v, u = _fine_axes()
+    inside = mid > 0
+    rows, columns = np.nonzero(everywhere > rule.margin_mm)
+    line = v[np.nonzero(inside[:, int(round(float(columns.mean())))])[0]]
+    area = float(np.clip(mid / FINE_MM + 0.5, 0.0, 1.0).sum()) * FINE_MM**2
+    middle = (float(v[rows].mean()), float(u[columns].mean()))
+    return Section(area, (float(line.min()), float(line.max())), middle, border)
+
+
+def _slab_planes(crop: VertebraCrop, frame: VertebraFrame, rule: VoiRule) -> NDArray[np.bool_]:
+    """Cancellous sections on the 0.5-mm grid in the planes of the depth, 2 mm apart; bool (planes, forward, lateral)."""
     half = int(np.ceil(rule.depth_mm / 2 / GRID_MM))
-    slab = slice(middle - half, middle + half + 1)
+    slab = slice(HALF_GRID[0] - half, HALF_GRID[0] + half + 1)
     core = _eroded_body(resample_soft(crop, frame, crop.body), rule.cortex_margin_mm)[slab]
     field = core
     if crop.cancellous.any():
-        cancellous = np.minimum(_filled(resample_soft(crop, frame, crop.cancellous)[slab]), core + 0.5)
+        cancellous = np.minimum(_filled(resample_soft(crop, frame, crop.cancellous)[slab]), _grown(core))
         if (cancellous > 0.5).sum() > 0.7 * (core > 0.5).sum():
             field = cancellous
-    mid = _opened(_finer(field[half - 1 : half + 2].mean(axis=0)) > 0.5)
-    everywhere = _opened(_finer(field.min(axis=0)) > 0.5) & mid
-    distance_mm = ndimage.distance_transform_edt(everywhere) * FINE_MM
-    return Section(mid, distance_mm >= rule.margin_mm)
+    return np.stack([_regular(_finer(plane) > 0.5) for plane in field[::PLANE_STEP]])
 
 
 def fit_oval(section: Section, rule: VoiRule, level: str) -> Oval:
-    """The oval of the target area: centre and aspect of the largest oval that avoids the vein, then scaled.
+    """The oval of the target area, as far forward as the rule wants and the section allows.
 
     Raises
     ------
     VoiError
         VOI_COVERAGE when even the largest oval covers less than the rule's minimum.
     """
-    if not section.allowed.any():
-        raise VoiError(
-            "VOI_MARGIN", f"no point of {level} keeps {rule.margin_mm} mm to the cortex over {rule.depth_mm} mm"
-        )
-    target_mm2 = rule.target_fraction * section.area_mm2
-    largest_mm2 = 0.0
-    for forbidden in (~section.allowed | _vein_zone(section.mid, rule), ~section.allowed):
-        centre_and_aspect = _best_centre(section.allowed & ~forbidden, _border(forbidden))
-        oval = _largest_oval(centre_and_aspect, _border(~section.allowed))
-        largest_mm2 = max(largest_mm2, oval.area_mm2)
-        if oval.area_mm2 >= rule.min_fraction * section.area_mm2:
-            return _scaled(oval, min(1.0, np.sqrt(target_mm2 / oval.area_mm2)))
-    raise VoiError(
-        "VOI_COVERAGE",
-        f"the largest oval in {level} covers {largest_mm2 / section.area_mm2:.2f} of the cancellous section; "
-        f"expected at least {rule.min_fraction}",
-    )
+    oval = _largest_oval(_most_forward(_ovals_by_position(section), section, rule), section.border_mm)
+    if oval.area_mm2 < rule.min_fraction * section.area_mm2:
+        covered = oval.area_mm2 / section.area_mm2
+        text = f"the largest oval in {level} covers {covered:.2f} of the cancellous section"
+        raise VoiError("VOI_COVERAGE", f"{text}; expected at least {rule.min_fraction}")
+    return _scaled(oval, min(1.0, float(np.sqrt(rule.target_fraction * section.area_mm2 / oval.area_mm2))))
 
 
 def cylinder_weights(volume: CtVolume, frame: VertebraFrame, oval: Oval, depth_mm: float) -> NDArray[np.float32]:
@@ -208,6 +226,11 @@ def _eroded_body(body: NDArray[np.float32], margin_mm: float) -> NDArray[np.floa
     return np.clip(distance - margin_mm + 0.5, 0.0, 1.0).astype(np.float32)
 
 
+def _grown(core: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The core half a millimetre larger: the cancellous class may come that much nearer to the surface."""
+    return np.minimum(core + 0.5, 1.0)
+
+
 def _filled(soft: NDArray[np.float32]) -> NDArray[np.float32]:
     """Holes that the vein or an island leaves in the class are part of the section."""
     return np.stack([np.maximum(plane, ndimage.binary_fill_holes(plane > 0.5)) for plane in soft])
@@ -220,15 +243,16 @@ def _finer(section: NDArray[np.float32]) -> NDArray[np.float32]:
     return finer
 
 
-def _opened(section: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Cut off what is narrower than a pedicle and keep the largest piece."""
+def _regular(section: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The section without pedicles (opened), largest piece, with the vein's mouth in the rear wall closed."""
     inner = ndimage.distance_transform_edt(section) * FINE_MM > OPENING_MM
-    opened = ndimage.distance_transform_edt(~inner) * FINE_MM <= OPENING_MM
-    pieces, count = ndimage.label(opened & section)
-    if count < 1:
-        return np.zeros_like(section)
-    largest: NDArray[np.bool_] = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-    return largest
+    opened = (ndimage.distance_transform_edt(~inner) * FINE_MM <= OPENING_MM) & section
+    pieces, count = ndimage.label(opened)
+    if count > 1:
+        opened = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    grown = ndimage.distance_transform_edt(~opened) * FINE_MM <= CLOSING_MM
+    closed: NDArray[np.bool_] = ndimage.distance_transform_edt(grown) * FINE_MM > CLOSING_MM
+    return closed
 
 
 def _fine_axes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -237,46 +261,80 @@ def _fine_axes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.arange(v[0], v[-1] + FINE_MM / 2, FINE_MM), np.arange(u[0], u[-1] + FINE_MM / 2, FINE_MM)
 
 
-def _points(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(n, 2) forward and lateral coordinates of a mask's nodes, mm."""
-    v, u = _fine_axes()
-    rows, columns = np.nonzero(mask)
-    return np.stack([v[rows], u[columns]], axis=1)
+def _signed_distance_mm(section: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Distance to the section's edge, positive inside."""
+    inside = ndimage.distance_transform_edt(section)
+    outside = ndimage.distance_transform_edt(~section)
+    return np.asarray((inside - outside + np.where(section, -0.5, 0.5)) * FINE_MM)
 
 
-def _border(forbidden: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Forbidden nodes that touch an allowed one, mm."""
-    return _points(forbidden & ndimage.binary_dilation(~forbidden))
+def _smoothed(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    smooth: NDArray[np.float64] = ndimage.gaussian_filter(distance, EDGE_SMOOTHING_MM / FINE_MM)
+    return smooth
 
 
-def _vein_zone(section: NDArray[np.bool_], rule: VoiRule) -> NDArray[np.bool_]:
-    """The strip in the middle of the rear part of the section, where the basivertebral vein enters."""
-    v, u = _fine_axes()
-    points = _points(section)
-    middle = float(np.median(points[:, 1]))
-    strip = np.abs(points[:, 1] - middle) < rule.vein_half_width_mm
-    rear, front = np.percentile(points[strip, 0], [0.5, 99.5])
-    depth = rear + rule.vein_depth_fraction * (front - rear)
-    return (v[:, None] < depth) & (np.abs(u[None, :] - middle) < rule.vein_half_width_mm)
+def _crossings(field: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points (n, 2), mm, where the field passes zero between neighbouring nodes, interpolated linearly."""
+    axes = _fine_axes()
+    found = []
+    for axis in (0, 1):
+        first, second = (np.moveaxis(field, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
+        along, across = np.nonzero((first > 0) != (second > 0))
+        before, after = first[along, across], second[along, across]
+        position = axes[axis][along] + FINE_MM * before / (before - after)
+        pair = (position, axes[1 - axis][across])
+        found.append(np.stack(pair if axis == 0 else pair[::-1], axis=1))
+    return np.concatenate(found)
 
 
-def _best_centre(allowed: NDArray[np.bool_], border: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Centre (forward, lateral) and aspect of the largest oval, as a mean over the nearly largest ones.
+def _ovals_by_position(section: Section) -> NDArray[np.float64]:
+    """The largest oval at each position along the front-back direction.
 
-    The mean makes the choice continuous: a sub-voxel shift moves the oval by a fraction of a millimetre, not by a step.
+    Returns
+    -------
+    (n, 4) : forward mm (ascending in steps of 0.5 mm), lateral mm, aspect, area mm2
+
+    Lateral position and aspect are means over the nearly largest ovals, which makes the choice continuous: a sub-voxel
+    shift of the grid moves the oval by a fraction of a millimetre, not by a step.
     """
-    points = _points(allowed)
-    v, u, aspect = np.meshgrid(
-        np.arange(points[:, 0].mean() - 8, points[:, 0].mean() + 9, 1.0),
-        np.arange(np.median(points[:, 1]) - 4, np.median(points[:, 1]) + 5, 1.0),
-        np.arange(1.0, 1.81, 0.1),
-        indexing="ij",
-    )
-    candidates = np.stack([v.ravel(), u.ravel(), aspect.ravel()], axis=1)
-    areas = _largest_area_mm2(candidates, border)
-    near = np.exp((areas / areas.max() - 1.0) / 0.01)
-    forward, lateral, mean_aspect = near @ candidates / near.sum()
-    return float(forward), float(lateral), float(mean_aspect)
+    forward, lateral = section.middle_mm
+    sideways, aspect = np.meshgrid(np.arange(lateral - 4, lateral + 5, 1.0), np.arange(1.0, 1.81, 0.1), indexing="ij")
+    found = []
+    for position in np.arange(forward - 6, forward + 8, FINE_MM):
+        candidates = np.stack([np.full(aspect.size, position), sideways.ravel(), aspect.ravel()], axis=1)
+        areas = _largest_area_mm2(candidates, section.border_mm)
+        near = np.exp((areas / areas.max() - 1.0) / 0.01)
+        best = near @ candidates / near.sum()
+        found.append([*best, float(_largest_area_mm2(best[None], section.border_mm)[0])])
+    return np.array(found)
+
+
+def _most_forward(ovals: NDArray[np.float64], section: Section, rule: VoiRule) -> tuple[float, float, float]:
+    """Forward, lateral and aspect of the oval to use.
+
+    The rear part of the section, where the basivertebral vein enters, is left by moving forward by up to
+    `vein_shift_fraction` of the section's depth from its middle, as far as the largest oval there still covers
+    `shifted_fraction`; without room for that it stays where the oval is largest.
+    """
+    rear, front = section.extent_mm
+    wanted = (rear + front) / 2 + rule.vein_shift_fraction * (front - rear)
+    best = int(np.argmax(ovals[:, 3]))
+    after = ovals[best:]
+    last = _crossing(after[:, 0], after[:, 3], rule.shifted_fraction * section.area_mm2)
+    forward = max(min(wanted, last), float(ovals[best, 0]))
+    lateral, aspect = (float(np.interp(forward, ovals[:, 0], ovals[:, column])) for column in (1, 2))
+    return forward, lateral, aspect
+
+
+def _crossing(forward: NDArray[np.float64], area: NDArray[np.float64], limit: float) -> float:
+    """Where the area falls below the limit, interpolated; the first position when it never reaches it."""
+    below = np.flatnonzero(area < limit)
+    if len(below) == 0:
+        return float(forward[-1])
+    first = int(below[0])
+    if first == 0:
+        return float(forward[0])
+    return float(np.interp(limit, [area[first], area[first - 1]], [forward[first], forward[first - 1]]))
 
 
 def _largest_area_mm2(candidates: NDArray[np.float64], border: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -306,6 +364,11 @@ def _index_box(
     low = np.clip(np.floor(index - reach).astype(int), 0, None)
     high = np.minimum(np.ceil(index + reach).astype(int) + 1, volume.hu.shape)
     return [int(a) for a in low], [int(b) for b in high]
+
+
+def _inside_bone(crop: VertebraCrop) -> NDArray[np.bool_]:
+    """Voxels of the body that are not marked as cortex; the vein's mouth and the walls of islands fall out here."""
+    return crop.cancellous if crop.cancellous.sum() > 0.5 * crop.body.sum() else crop.body
 
 
 def _outliers(volume: CtVolume, weights: NDArray[np.float32], rule: VoiRule) -> NDArray[np.bool_]:
