@@ -10,6 +10,7 @@ from pathlib import Path
 from pydicom import Dataset
 
 from analysis.errors import ConfigError
+from analysis.simulation.marrow import MarrowSpec
 from analysis.simulation.organs import BuildSpec
 from analysis.simulation.patient import PatientSpec, SimulatedPatient, simulate_patient
 from analysis.simulation.phantom_scan import (
@@ -22,7 +23,7 @@ from analysis.simulation.phantom_scan import (
 )
 from analysis.simulation.physics import Phase, TissueSpec
 from analysis.simulation.scanner import AcquisitionSpec
-from analysis.simulation.torso import MarrowSpec, TorsoSpec
+from analysis.simulation.torso import TorsoSpec
 from node.analysis_setup import find_phantom, site_timezone
 from node.config import Config
 from node.nifti import write_nifti
