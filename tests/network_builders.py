@@ -137,7 +137,9 @@ def storescu(port: int, *arguments: str, called: str = AE_TITLE, calling: str = 
 
 def echoscu(port: int, called: str = AE_TITLE, calling: str = "CT1", *options: str) -> ToolResult:
     """Verify with DCMTK's echoscu."""
-    return run_tool("echoscu", "-to", "5", "-ta", "5", *options, "-aec", called, "-aet", calling, "127.0.0.1", str(port))
+    return run_tool(
+        "echoscu", "-to", "5", "-ta", "5", *options, "-aec", called, "-aet", calling, "127.0.0.1", str(port)
+    )
 
 
 def wait_until(condition: Callable[[], bool], within_s: float = 5.0) -> bool:
