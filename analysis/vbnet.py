@@ -212,15 +212,23 @@ class VBNet(nn.Module):
                 nn.init.constant_(self.heads[head.name].bias, -4.6)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.outputs(self.decode(x)[-1])
+
+    def outputs(self, decoded: Tensor) -> dict[str, Tensor]:
+        """The heads on the decoder's output of full resolution."""
+        y = self.trunk(decoded)
+        return {name: head(y) for name, head in self.heads.items()}
+
+    def decode(self, x: Tensor) -> list[Tensor]:
+        """The decoder's output at every resolution, lowest first; training also looks at the lower ones."""
         self._check(x)
         features = [self.stem(x)]
         for down in self.downs:
             features.append(down(features[-1]))
-        y = features.pop()
+        decoded = [features.pop()]
         for up in self.ups:
-            y = up(y, features.pop())
-        y = self.trunk(y)
-        return {name: head(y) for name, head in self.heads.items()}
+            decoded.append(up(decoded[-1], features.pop()))
+        return decoded[1:]
 
     def _check(self, x: Tensor) -> None:
         config = self.config

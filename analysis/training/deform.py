@@ -53,9 +53,8 @@ def deform(
     """A random body at `spacing_mm`; the same generator state gives the same body."""
     ranges = ranges or DeformationRanges()
     scale = np.array([rng.uniform(*ranges.scale_z), *(rng.uniform(*ranges.scale_xy) for _ in range(2))])
-    shape = tuple(
-        int(n * s * anatomy.spacing_mm / spacing_mm) for n, s in zip(anatomy.tissue.shape, scale, strict=True)
-    )
+    extent_mm = np.array(anatomy.tissue.shape) * anatomy.spacing_mm
+    shape = tuple(int(n) for n in extent_mm * scale / spacing_mm)
     source = _source_field(anatomy, rng, (shape, spacing_mm, scale), ranges)
     index = _flat_index(source, shape, anatomy.tissue.shape)
     shift_mm = float(rng.uniform(-1, 1) * ranges.organ_shift_mm)

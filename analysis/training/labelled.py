@@ -15,19 +15,11 @@ from torch import Tensor
 
 from analysis.training.anatomy import BODY, CODE, POSTERIOR, RIB_BASE, SACRUM, Anatomy, split_vertebrae
 from analysis.training.annotation import LEVEL_LABELS, Annotation, grow_bodies
+from analysis.training.coarse_samples import CoarseCase
 from analysis.training.deform import coarse_target
+from analysis.training.fine_samples import FineRanges, fine_scene, fine_target, finish_fine, place, sample_linear
 from analysis.training.paint import random_scanner, scan
-from analysis.training.samples import (
-    IGNORE,
-    CoarseCase,
-    FineRanges,
-    Sample,
-    fine_scene,
-    fine_target,
-    finish_fine,
-    place,
-    sample_linear,
-)
+from analysis.training.samples import IGNORE, Sample
 from analysis.training.volume_files import image_affine
 from analysis.vbnet import VBNetConfig
 from analysis.volume import CtVolume

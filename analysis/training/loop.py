@@ -5,6 +5,7 @@ number of the next iteration; sample numbers follow from that number, so nothing
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from analysis.training.losses import hard_dice, total_loss
+from analysis.training.losses import deep_loss, hard_dice, total_loss
 from analysis.training.presets import Preset
 from analysis.training.samples import Sample
 from analysis.vbnet import VBNet, VBNetConfig
@@ -37,6 +38,27 @@ class RunFolder:
         return self.path / "history.jsonl"
 
 
+class DeepHeads(nn.Module):
+    """1x1x1 heads on the decoder's lower resolutions, so that deep layers learn from the start; dropped afterwards.
+
+    Deep supervision: Lee et al. 2015; with V-Net-like networks, Dou et al. 2016.
+    """
+
+    def __init__(self, config: VBNetConfig) -> None:
+        super().__init__()
+        widths = [2 * width for width in config.widths[-2:0:-1]]
+        heads = [head for head in config.heads if len(head.classes) > 1]
+        self.levels = nn.ModuleList(
+            nn.ModuleDict({head.name: nn.Conv3d(width, len(head.classes), 1) for head in heads}) for width in widths
+        )
+
+    def forward(self, decoded: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [
+            {name: head(y) for name, head in heads.items()}  # type: ignore[operator]
+            for heads, y in zip(self.levels, decoded, strict=True)
+        ]
+
+
 class Trainer:
     """Network, moving average and optimiser of one run."""
 
@@ -47,19 +69,27 @@ class Trainer:
         self.average = self._place(VBNet(config))
         self.average.load_state_dict(self.network.state_dict())
         self.average.eval()
-        decay = preset.weight_decay
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=preset.learning_rate, weight_decay=decay)
+        self.deep = DeepHeads(config).to(self.device)
+        self.optimiser = torch.optim.AdamW(self._groups(), lr=preset.learning_rate, weight_decay=preset.weight_decay)
         self.iteration = 0
 
     def _place(self, network: VBNet) -> VBNet:
         return network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Convolutions that a normalisation follows, whose step is relative to their size; then all the rest."""
+        named = list(self.network.named_parameters())
+        slow = [p for name, p in named if p.ndim > 1 and not name.startswith("heads")]
+        fast = [p for name, p in named if p.ndim == 1 or name.startswith("heads")]
+        fast += list(self.deep.parameters())
+        return [{"params": slow, "factor": 1.0}, {"params": fast, "factor": self.preset.head_rate}]
 
     def step(self, batch: list[Sample]) -> dict[str, float]:
         """One optimiser step on samples of any sizes; mean of each loss term."""
         self._set_rate()
         sums: dict[str, float] = {}
         for sample in batch:
-            terms = self._loss(sample, self.network)
+            terms = self._loss(sample)
             (terms["loss"] / len(batch)).backward()  # type: ignore[no-untyped-call]
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(batch)
@@ -70,24 +100,30 @@ class Trainer:
         self._update_average()
         return sums
 
-    def _loss(self, sample: Sample, network: VBNet) -> dict[str, Tensor]:
-        outputs = self._forward(sample, network)
+    def _loss(self, sample: Sample) -> dict[str, Tensor]:
         targets = {name: value[None].to(self.device) for name, value in sample.targets.items()}
-        return total_loss(outputs, targets, self.preset.weights)
-
-    def _forward(self, sample: Sample, network: VBNet) -> dict[str, Tensor]:
-        image = sample.image[None].to(self.device).contiguous(memory_format=torch.channels_last_3d)
+        weights = self.preset.weights
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            return network(image)  # type: ignore[no-any-return]
+            decoded = self.network.decode(self._image(sample))
+            outputs = self.network.outputs(decoded[-1])
+            lower = self.deep(decoded[:-1]) if weights.deep else []
+        terms = total_loss(outputs, targets, weights)
+        if lower:
+            terms["deep"] = weights.deep * deep_loss(lower, targets, weights)
+            terms["loss"] = terms["loss"] + terms["deep"]
+        return terms
+
+    def _image(self, sample: Sample) -> Tensor:
+        return sample.image[None].to(self.device).contiguous(memory_format=torch.channels_last_3d)
 
     def _set_rate(self) -> None:
         preset, done = self.preset, self.iteration
         rate = preset.learning_rate * min(1.0, (done + 1) / max(1, preset.warmup))
         if preset.cosine:
-            rate *= 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done / max(1, preset.iterations))))))
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, done / max(1, preset.iterations))))
             rate = max(rate, preset.learning_rate * 0.01)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -101,7 +137,8 @@ class Trainer:
         classes = next(head for head in self.config.heads if head.name == "tissue").classes
         totals: dict[int, list[float]] = {}
         for sample in samples:
-            logits = self._forward(sample, self.average)["tissue"].float().cpu()
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                logits = self.average(self._image(sample))["tissue"].float().cpu()
             for value, overlap, size in hard_dice(logits, sample.targets["tissue"][None]):
                 total = totals.setdefault(value, [0.0, 0.0])
                 total[0] += overlap
@@ -110,13 +147,14 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         return {
-            "network": self.network.state_dict(), "average": self.average.state_dict(),
+            "network": self.network.state_dict(), "average": self.average.state_dict(), "deep": self.deep.state_dict(),
             "optimiser": self.optimiser.state_dict(), "iteration": self.iteration,
         }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
+        self.deep.load_state_dict(state["deep"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.iteration = state["iteration"]
 

@@ -24,6 +24,7 @@ class LossWeights:
     centroid: float = 1.0
     level: float = 0.3
     level_smoothing: float = 0.1
+    deep: float = 0.7
 
 
 def classification_loss(
@@ -55,7 +56,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def heat_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Penalty-reduced focal loss of a heat map with Gaussian peaks of 1, per peak; logits (B, 1, ...), target (B, ...)."""
+    """Penalty-reduced focal loss of a heat map, per peak; logits (B, 1, ...), target (B, ...)."""
     logits, known = logits[:, 0].float(), ~target.isnan()
     target = target.nan_to_num(0.0)
     share = logits.sigmoid().clamp(1e-5, 1 - 1e-5)
@@ -81,6 +82,20 @@ def total_loss(outputs: dict[str, Tensor], targets: dict[str, Tensor], weights: 
         smoothing = weights.level_smoothing
         terms["level"] = weights.level * classification_loss(outputs["level"], targets["level"], 0.0, smoothing)
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+
+def deep_loss(outputs: list[dict[str, Tensor]], targets: dict[str, Tensor], weights: LossWeights) -> Tensor:
+    """Mean tissue and level loss of auxiliary heads at lower resolutions, targets sampled at their cell centres."""
+    terms = []
+    for output in outputs:
+        step = targets["tissue"].shape[1] // output["tissue"].shape[2]
+        cells = (slice(None), *(slice(step // 2, None, step),) * 3)
+        term = _tissue_loss(output["tissue"], targets["tissue"][cells], weights)
+        term = term + weights.dice * dice_loss(output["tissue"], targets["tissue"][cells])
+        if "level" in output:
+            term = term + weights.level * classification_loss(output["level"], targets["level"][cells], 0.0, 0.1)
+        terms.append(term)
+    return torch.stack(terms).mean()
 
 
 def hard_dice(logits: Tensor, target: Tensor) -> list[tuple[int, float, float]]:

@@ -28,8 +28,9 @@ _NATIVE = {
     "cartilage": (105, 25, 25), "none": (-95, 12, 18),
 }  # fmt: skip
 # Added by intravenous contrast: arterial and portal-venous phase at full strength.
-_ARTERIAL = {"artery": 280, "heart": 220, "kidney": 110, "spleen": 70, "liver": 15, "vein": 60, "gland": 40}
+_ARTERIAL = {"artery": 340, "heart": 300, "kidney": 110, "spleen": 70, "liver": 15, "vein": 60, "gland": 40}
 _VENOUS = {"artery": 105, "heart": 100, "kidney": 150, "spleen": 70, "liver": 55, "vein": 110, "gland": 45}
+_WITHOUT_BLOOD = ("disc", "canal", "none", "cartilage", "lung", "airway")
 
 
 class TextureBank:
@@ -87,13 +88,11 @@ def paint_body(scene: Scene, rng: np.random.Generator, bank: TextureBank) -> Ten
 def _tissue_tables(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     mean, sd = np.zeros(256, np.float32), np.zeros(256, np.float32)
     phase = rng.choice(["native", "arterial", "venous"], p=[0.45, 0.2, 0.35])
-    strength = rng.uniform(0.5, 1.25)
+    strength = rng.uniform(0.4, 1.4)
     gain = {"native": {}, "arterial": _ARTERIAL, "venous": _VENOUS}[phase]
     for name, (hu, spread, texture) in _NATIVE.items():
         added = gain.get(name, 8 if phase != "native" else 0) * strength * rng.uniform(0.8, 1.2)
-        mean[CODE[name]] = (
-            hu + rng.normal(0, spread) + added * (name not in ("disc", "canal", "none", "cartilage", "lung", "airway"))
-        )
+        mean[CODE[name]] = hu + rng.normal(0, spread) + added * (name not in _WITHOUT_BLOOD)
         sd[CODE[name]] = texture * rng.uniform(0.5, 1.5)
     return torch.from_numpy(mean), torch.from_numpy(sd)
 

@@ -12,9 +12,9 @@ import numpy as np
 from analysis.errors import ModelError
 from analysis.training.anatomy import Anatomy, load_anatomy, read_torso
 from analysis.training.annotation import Annotation, annotation_from_json
+from analysis.training.coarse_samples import CoarseCase
 from analysis.training.deform import coarse_target, deform
 from analysis.training.labelled import RawLabels, annotated_case, coarse_case, labelled_scan
-from analysis.training.samples import CoarseCase
 from analysis.training.volume_files import read_image
 from analysis.vbnet import VBNetConfig
 
@@ -56,9 +56,7 @@ def prepare_anatomies(folders: list[Path], prepared: PreparedFolder) -> list[Ana
                 read_torso(folder, name).save(target / f"{name}.npz")
     anatomies = [load_anatomy(path) for path in prepared.files("anatomies")]
     if not anatomies:
-        raise ModelError(
-            "no whole-torso label map (<name>_all.nii.gz) in the training folders; add one to paint CT from"
-        )
+        raise ModelError("no whole-torso label map (<name>_all.nii.gz) in the training folders; add one to paint from")
     return anatomies
 
 

@@ -10,6 +10,7 @@ from analysis.training.losses import LossWeights
 class Preset:
     """How to optimise.
 
+    learning_rate : of the convolutions; heads and normalisation take `head_rate` times as much
     epochs : passes in which every case gives one crop; used instead of `iterations` when it is not 0
     ema : decay of the moving average of the weights that is validated and saved, 0 for none
     real_share : share of samples drawn from labelled CT when there is any
@@ -19,7 +20,8 @@ class Preset:
     iterations: int
     epochs: int = 0
     batch: int = 1
-    learning_rate: float = 3e-3
+    learning_rate: float = 8e-4
+    head_rate: float = 4.0
     weight_decay: float = 1e-4
     warmup: int = 50
     cosine: bool = True
@@ -31,12 +33,13 @@ class Preset:
 PRESETS = {
     # Focal loss, Adam, learning rate 1e-4, batch 8, 1001 epochs, as published for the coarse VB-Net.
     "seed": Preset(
-        "seed", 0, epochs=1001, batch=8, learning_rate=1e-4, weight_decay=0.0, warmup=0, cosine=False, ema=0.0,
-        weights=LossWeights(dice=0.0, focal_gamma=2.0, background=1.0),
+        "seed", 0, epochs=1001, batch=8, learning_rate=1e-4, head_rate=1.0, weight_decay=0.0, warmup=0, cosine=False,
+        ema=0.0,
+        weights=LossWeights(dice=0.0, focal_gamma=2.0, background=1.0, deep=0.0),
     ),
     "default": Preset("default", 2000),
     "long": Preset("long", 20000, batch=2, ema=0.999, warmup=500),
-    "finetune": Preset("finetune", 600, learning_rate=1e-3, warmup=20, real_share=0.5),
+    "finetune": Preset("finetune", 600, learning_rate=4e-4, warmup=20, real_share=0.5),
 }  # fmt: skip
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from analysis.training.anatomy import Anatomy
+from analysis.training.coarse_samples import coarse_sample, load_coarse_case
+from analysis.training.fine_samples import fine_sample
 from analysis.training.labelled import LabelledScan, fine_targets, labelled_fine_sample
 from analysis.training.paint import TextureBank
-from analysis.training.samples import Sample, coarse_sample, fine_sample, load_coarse_case
+from analysis.training.samples import Sample
 from analysis.vbnet import VBNetConfig
 
 TEXTURE_SCALES = (0.6, 1.5, 6.0)  # SD in voxels of the painter's three random fields
