@@ -19,9 +19,14 @@ from analysis.rod_candidates import Section, section
 from analysis.rod_fit import Assignment, assignment_of, best_assignment
 from analysis.rod_pattern import Placement
 from analysis.rod_sampling import RodSample, sample_rods, usable_slices
-from analysis.rod_search import Find, find_phantom
+from analysis.rod_search import Find, find_phantom, looks_at
 from analysis.rod_tracking import RodAxes, jump_mm, recentred, track_rods
 from analysis.volume import CtVolume
+
+
+QUICK_SECTIONS = 3
+# Rods followed for less than this, or than this share of a short scan, are no rods
+SHORTEST_RODS_MM, SHORTEST_RODS_SHARE = 40.0, 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +44,11 @@ class PhantomLimits:
 
 
 def looks_like_phantom(volume: CtVolume, specs: tuple[PhantomSpec, ...]) -> bool:
-    """Quick answer from at most three sections: do the rods of one of these phantoms lie in the volume?"""
+    """Quick answer from a few sections: do the rods of one of these phantoms lie in the volume?"""
     hu = volume.hu.astype(np.float32, copy=False)
-    return any(find_phantom(hu, volume.spacing_mm, spec, 3).is_phantom for spec in specs if len(spec.rods) >= 3)
+    looks = tuple(looks_at(hu, volume.spacing_mm, QUICK_SECTIONS))
+    finds = [find_phantom(looks, spec) for spec in specs if len(spec.rods) >= 3]
+    return any(f.is_phantom and _first_straight(hu, volume.spacing_mm, f) is not None for f in finds)
 
 
 def measure_phantom(volume: CtVolume, spec: PhantomSpec, limits: PhantomLimits | None = None) -> PhantomMeasurement:
@@ -56,7 +63,7 @@ def measure_phantom(volume: CtVolume, spec: PhantomSpec, limits: PhantomLimits |
     limits = limits or PhantomLimits()
     _check_type(spec)
     hu = volume.hu.astype(np.float32, copy=False)
-    find = find_phantom(hu, volume.spacing_mm, spec)
+    find = find_phantom(looks_at(hu, volume.spacing_mm), spec)
     _confirm(find, spec)
     placement, axes = _followed(hu, volume.spacing_mm, find)
     _check_axes(axes, jump_mm(axes, hu, volume.spacing_mm), limits)
@@ -82,22 +89,38 @@ def _confirm(find: Find, spec: PhantomSpec) -> None:
             "check that this series shows the phantom"
         )
         raise PhantomNotFoundError("NOT_A_PHANTOM", text)
-    outside = find.placements[0].inside.count(False)
-    if outside:
-        text = f"{outside} of {len(spec.rods)} rods lie outside the field of view; expected all inside; centre the phantom"
-        raise PhantomUnusableError("RODS_OUTSIDE_FOV", text)
 
 
 def _followed(
     hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], find: Find
 ) -> tuple[Placement, RodAxes]:
     """The first row that goes straight through the slices, with its axes."""
+    straight = _first_straight(hu, spacing_mm, find)
+    if straight is None:
+        text = "circles in a row, but no straight rods along the slices; expected parallel rods; check the series"
+        raise PhantomNotFoundError("NOT_A_PHANTOM", text)
+    placement, axes = straight
+    _check_inside(placement)
+    return placement, recentred(axes, hu, spacing_mm)
+
+
+def _first_straight(
+    hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], find: Find
+) -> tuple[Placement, RodAxes] | None:
+    """Anatomy makes rows of circles too, but none that go on unchanged for centimetres."""
+    enough_mm = min(SHORTEST_RODS_MM, SHORTEST_RODS_SHARE * len(hu) * spacing_mm[0])
     for placement in find.placements:
         axes = track_rods(hu, spacing_mm, find.section, placement.positions_mm, placement.radius_mm)
-        if axes is not None and all(placement.inside):
-            return placement, recentred(axes, hu, spacing_mm)
-    text = "circles in a row, but no straight rods along the slices; expected parallel rods; check the series"
-    raise PhantomNotFoundError("NOT_A_PHANTOM", text)
+        if axes is not None and np.ptp(axes.blocks_mm) >= enough_mm:
+            return placement, axes
+    return None
+
+
+def _check_inside(placement: Placement) -> None:
+    outside = placement.inside.count(False)
+    if outside:
+        text = f"{outside} of {len(placement.inside)} rods lie outside the field of view; expected all inside; centre the phantom"
+        raise PhantomUnusableError("RODS_OUTSIDE_FOV", text)
 
 
 def _check_axes(axes: RodAxes, jump: float, limits: PhantomLimits) -> None:

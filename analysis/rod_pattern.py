@@ -19,7 +19,7 @@ PITCH_RANGE_MM = (17.0, 48.0)
 RADIUS_RATIO = 1.35                              # between two rods of one phantom, as seen on the coarse grid
 LARGEST_ANGLE_DEG = 35.0
 LARGEST_BEND = 0.35                              # second difference of the rod positions over the pitch
-MOST_CHAINS = 40
+MOST_CHAINS = 30
 # Range of sigma_ref from 140 kVp behind 40 cm of water to 80 kVp with the phantom alone, with a margin
 SIGMA_REF_RANGE = (1.0, 3.0)
 BETA_CT_RANGE_HU = 80.0
@@ -204,7 +204,8 @@ def _placement(image: Section, chain: Chain, offset: int, rods: tuple[RodSpec, .
     inside = tuple(disc_inside(image, p, 0.75 * chain.radius_mm) for p in positions)
     hu = np.array([disc_median_hu(image, p, 0.55 * chain.radius_mm) if ok else np.nan for p, ok in zip(positions, inside, strict=True)])
     blank = Placement(positions, chain.radius_mm, found, inside, tuple(range(len(rods))), hu, np.inf, chain.score, unevenness)
-    order, residual = _best_order(rods, hu)
+    clear = sum(found) >= len(rods) - 1 and chain.score >= 0.5 * sum(found)
+    order, residual = _best_order(rods, hu, clear)
     odd, residual_without = _odd_rod(rods, hu, order) if residual > ODD_ROD_FROM_HU else (None, residual)
     return replace(blank, order=order, residual_hu=residual_without, odd_rod=odd)
 
@@ -220,12 +221,12 @@ def _odd_rod(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], order: tuple[in
     return (odd, residual) if residual <= ODD_ROD_REST_HU else (None, whole)
 
 
-def _best_order(rods: tuple[RodSpec, ...], hu: NDArray[np.float64]) -> tuple[tuple[int, ...], float]:
-    """Left to right or right to left, else, with every rod seen, the naming of least residual."""
+def _best_order(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], clear: bool) -> tuple[tuple[int, ...], float]:
+    """Left to right or right to left, else, with the rods clearly seen, the naming of least residual."""
     forward = tuple(range(len(rods)))
     tried = [(physical_residual_hu(rods, hu, order), order) for order in (forward, forward[::-1])]
     residual, order = min(tried)
-    if residual > 20.0 and np.isfinite(hu).all():
+    if clear and residual > 20.0 and np.isfinite(hu).all():
         other = best_assignment(rods, hu).order
         other_residual = physical_residual_hu(rods, hu, other)
         if other_residual < 0.25 * residual:
@@ -266,9 +267,9 @@ def disc_median_hu(image: Section, centre_mm: NDArray[np.float64], radius_mm: fl
 
 
 def disc_inside(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> bool:
-    """Does the disc lie in the image and show more than air or padding?"""
+    """Does the disc lie in the image, and not in the constant padding around a round field of view?"""
     size_mm = np.array([n * p for n, p in zip(image.hu.shape, image.pixel_mm, strict=True)])
     if (centre_mm - radius_mm < 0).any() or (centre_mm + radius_mm > size_mm).any():
         return False
     values = _disc(image, centre_mm, radius_mm)
-    return bool(values.size and np.mean(values < -900.0) < 0.2)
+    return bool(values.size and np.mean(values < -900.0) < 0.2 or values.std() > 0.5)

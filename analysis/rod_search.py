@@ -1,17 +1,19 @@
 """Search a few thick sections of a volume for the rods of one phantom and say what was found."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.results import PhantomSpec
-from analysis.rod_candidates import Section, find_circles, section
+from analysis.rod_candidates import Circle, Section, find_circles, section
 from analysis.rod_pattern import Placement, find_chains, place_certificate
 
 SEED_MM = 20.0                                   # thickness of a section: 5 degrees of tilt smear it by 1.7 mm
 CONVINCING_HU = 15.0                             # residual that ends the search
-POSSIBLE_HU = 45.0
+POSSIBLE_HU = 30.0
+POSSIBLE_SCORE = 1.4                             # summed over the rods: two clear circles
 MOST_SECTIONS = 7
 MOST_TRIED = 4                                    # rows that may be followed along the slices
 CLEAR_SCORE, CLEAR_UNEVENNESS_MM = 0.6, 1.5      # of circles that make a phantom without any look at HU
@@ -27,13 +29,26 @@ class Find:
     explanation: str
 
 
-def find_phantom(
-    hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], spec: PhantomSpec, sections: int = MOST_SECTIONS
-) -> Find:
-    """Look from the middle of the volume outwards until the rods are clear; hu is (slices, rows, columns)."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """A section with its circles; the same for every phantom."""
+
+    section: Section
+    circles: tuple[Circle, ...]
+
+
+def looks_at(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], most: int = MOST_SECTIONS) -> Iterator[Look]:
+    """Sections of the volume from the middle outwards; hu is (slices, rows, columns)."""
+    for slices in _sections(len(hu), spacing_mm[0], most):
+        image = section(hu, spacing_mm, slices)
+        yield Look(image, find_circles(image))
+
+
+def find_phantom(looks: Iterable[Look], spec: PhantomSpec) -> Find:
+    """The best find; looking ends as soon as the rods are clear."""
     finds = []
-    for slices in _sections(len(hu), spacing_mm[0], sections):
-        finds.append(_search(section(hu, spacing_mm, slices), spec))
+    for look in looks:
+        finds.append(_search(look, spec))
         if finds[-1].is_phantom and _is_convincing(finds[-1].placements[0]):
             return finds[-1]
     return min(finds, key=_rank)
@@ -48,8 +63,8 @@ def _sections(n_slices: int, spacing_mm: float, most: int) -> list[slice]:
     return [slice(int(s), int(s) + thick) for s in sorted(starts, key=lambda s: abs(s - middle))]
 
 
-def _search(image: Section, spec: PhantomSpec) -> Find:
-    circles = find_circles(image)
+def _search(look: Look, spec: PhantomSpec) -> Find:
+    image, circles = look.section, look.circles
     chains = find_chains(circles, len(spec.rods))
     placements = sorted((p for chain in chains for p in place_certificate(image, chain, spec.rods)), key=_cost)
     if not placements:
@@ -86,8 +101,10 @@ def _fits_certificate(placement: Placement) -> bool:
     found, outside = sum(placement.found), placement.inside.count(False)
     mean_score = placement.score / max(found, 1)
     if outside:
-        return found >= 2 and mean_score >= 0.6 and placement.residual_hu <= 25.0
-    return placement.residual_hu <= (POSSIBLE_HU if found >= 3 else CONVINCING_HU if mean_score >= 0.5 else 0.0)
+        return found >= 2 and mean_score >= CLEAR_SCORE and placement.residual_hu <= CONVINCING_HU
+    if found < 3:
+        return mean_score >= 0.5 and placement.residual_hu <= CONVINCING_HU
+    return placement.score >= POSSIBLE_SCORE and placement.residual_hu <= POSSIBLE_HU
 
 
 def _is_clear_row(placement: Placement) -> bool:

@@ -163,7 +163,12 @@ def track_rods(
     inside = np.array([f.inside_hu for f, s in zip(fits, strong, strict=True) if f is not None and s])
     follow = _Follower(hu, spacing_mm, np.flatnonzero(strong), radius, inside)
     blocks = follow.from_seed(seed.centre_mm, centres)
-    return _straight_axes(blocks, strong) if blocks else None
+    seen = np.isfinite([b.positions_mm[:, 0] for b in blocks]).any(axis=0) if blocks else np.zeros(sum(strong), bool)
+    if seen.sum() < 2:
+        return None
+    kept = [replace(b, positions_mm=b.positions_mm[seen], radii_mm=b.radii_mm[seen]) for b in blocks]
+    followed = set(np.flatnonzero(strong)[seen].tolist())
+    return _straight_axes(kept, tuple(i in followed for i in range(len(strong))))
 
 
 def _strong(fits: list[CircleFit | None], start_mm: NDArray[np.float64]) -> tuple[bool, ...]:
