@@ -25,10 +25,11 @@ from analysis.calibration import CalibrationLimits, build_calibration
 from analysis.contrast import ContrastEvidence, ContrastLimits, detect_contrast
 from analysis.errors import AnalysisError, NoVertebraError, VoiError
 from analysis.internal_check import TissueLimits, check_hu_scale, internal_bmd_mg_cm3, measure_tissues
-from analysis.phantom import measure_phantom
+from analysis.phantom import looks_like_phantom, measure_phantom
 from analysis.protocol import ProtocolReference, check_protocol
 from analysis.radiomic_features import ExtractionContract, extract_features
 from analysis.reference_data import find_reference
+from analysis.refusals import reason
 from analysis.results import (
     BmdSummary,
     Calibration,
@@ -76,11 +77,16 @@ class AnalysisSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Toolkit:
-    """What is loaded once and used for every patient. `predict` is None until a site has a radiomics model."""
+    """What is loaded once and used for every patient.
+
+    predict : None until a site has a radiomics model
+    phantoms : registered phantoms, to tell a phantom scan that was labelled as a patient
+    """
 
     networks: Networks
     settings: AnalysisSettings
     predict: Predict | None = None
+    phantoms: tuple[PhantomSpec, ...] = ()
 
     @property
     def models(self) -> tuple[ModelUsed, ...]:
@@ -122,9 +128,17 @@ def analyse_patient(scan: PatientScan, toolkit: Toolkit) -> PatientResult:
             with course.timed(step.__name__.strip("_")):
                 step(course)
     except AnalysisError as refusal:
-        course.reasons.append(Reason(refusal.code, refusal.text))
-        course.reasons += [rejected.reason for rejected in course.rejected]
+        course.reasons += _explain(refusal, course)
     return course.result()
+
+
+def _explain(refusal: AnalysisError, course: "_Course") -> list[Reason]:
+    """The refusal, what was wrong with each vertebra, and whether the "patient" is a phantom."""
+    found = [Reason(refusal.code, refusal.text), *(rejected.reason for rejected in course.rejected)]
+    if isinstance(refusal, NoVertebraError) and looks_like_phantom(course.scan.volume, course.toolkit.phantoms):
+        text = "the series shows a calibration phantom but is labelled as a patient; send it as a phantom scan"
+        found.append(reason("PHANTOM_AS_PATIENT", text))
+    return found
 
 
 @dataclass(slots=True)

@@ -119,6 +119,7 @@ REASONS: dict[str, ReasonText] = {
     "LEVELS_DIFFER": ReasonText("The vertebrae differ more than usual", "Look for a fracture or lesion"),
     "REFERENCE_UNKNOWN": ReasonText("Age, sex or scale has no sourced reference population", "None; the BMD stands"),
     "RADIOMICS_INPUT": ReasonText("The VOI cannot be described by texture features", "Use the density alone"),
+    "PHANTOM_AS_PATIENT": ReasonText("A phantom scan is labelled as a patient", "Send it under the phantom's PatientID"),
     # fault
     "NO_SUITABLE_SERIES": ReasonText("The study holds no series that may be analysed", "Send the original axial CT series"),
 }

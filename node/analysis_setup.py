@@ -23,7 +23,8 @@ def make_toolkit(config: Config) -> Toolkit:
     ------
     ModelError : a weights file is missing, damaged or of another architecture
     """
-    return Toolkit(load_networks(config.segmentation.models_folder or MODELS_FOLDER), analysis_settings(config))
+    networks = load_networks(config.segmentation.models_folder or MODELS_FOLDER)
+    return Toolkit(networks, analysis_settings(config), phantoms=config.phantoms)
 
 
 def analysis_settings(config: Config) -> AnalysisSettings:
