@@ -138,7 +138,12 @@ class Config:
 
     @property
     def database_url(self) -> str:
-        return self.storage.database_url or sqlite_url(self.storage.folder / "node.sqlite")
+        return self.storage.database_url or sqlite_url(self.database_file)
+
+    @property
+    def database_file(self) -> Path:
+        """Of SQLite, where no other database is configured."""
+        return self.storage.folder / "node.sqlite"
 
 
 def load_config(path: Path) -> Config:
@@ -268,5 +273,6 @@ def _check_bmd(config: Config) -> Iterator[Fault]:
 
 
 CHECKS: tuple[Callable[[Config], Iterator[Fault]], ...] = (
-    _check_timezone, _check_peers, _check_listening, _check_cluster, _check_destinations, _check_phantoms, _check_series, _check_bmd,
+    _check_timezone, _check_peers, _check_listening, _check_cluster, _check_destinations, _check_phantoms,
+    _check_series, _check_bmd,
 )  # fmt: skip
