@@ -5,12 +5,9 @@ and computes formulas only. That way its values agree with the IBSI reference va
 in all tagged features but Kurtosis, which it states without the excess of 3.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import SimpleITK as sitk
@@ -19,6 +16,7 @@ from radiomics import imageoperations
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 from scipy.ndimage import map_coordinates
 
+from analysis.extraction_contract import PAPER_CONTRACT, ExtractionContract
 from analysis.feature_names import FEATURE_NAMES
 from analysis.refusals import reason
 from analysis.results import VertebraFeatures, Voi
@@ -26,29 +24,7 @@ from analysis.volume import CtVolume
 
 logging.getLogger("radiomics").setLevel(logging.ERROR)
 LABEL = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractionContract:
-    """Everything that changes a feature's value. A model is only valid with the contract that it was trained with."""
-
-    version: str = "qct-voi-1"
-    engine: str = "pyradiomics 3.0.1"
-    grid_mm: float = 1.0
-    interpolation: str = "linear image, linear mask >= 0.5, centre-aligned"
-    resegment_hu: tuple[float, float] = (-200.0, 800.0)
-    bin_width_hu: float = 25.0
-    bin_anchor_hu: float | None = -1000.0  # None: the library's edges, which hang on the minimum of the ROI
-    minimum_voxels: int = 1000
-    maximum_removed_fraction: float = 0.02
-    minimum_slices: int = 2
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-
-PAPER_CONTRACT = ExtractionContract(version="qct-voi-1-library-bins", bin_anchor_hu=None)
+__all__ = ["PAPER_CONTRACT", "ExtractionContract", "compute_features", "extract_features", "resample_voi"]
 
 
 def extract_features(

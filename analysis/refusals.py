@@ -119,6 +119,12 @@ REASONS: dict[str, ReasonText] = {
     "LEVELS_DIFFER": ReasonText("The vertebrae differ more than usual", "Look for a fracture or lesion"),
     "REFERENCE_UNKNOWN": ReasonText("Age, sex or scale has no sourced reference population", "None; the BMD stands"),
     "RADIOMICS_INPUT": ReasonText("The VOI cannot be described by texture features", "Use the density alone"),
+    "RADIOMICS_LEVELS": ReasonText("The texture model was trained on other vertebrae", "Use the density alone"),
+    "RADIOMICS_CONTRACT": ReasonText("The texture model needs another extraction", "Train a model with this extraction"),
+    "RADIOMICS_ACQUISITION": ReasonText("The texture model knows no scans like this one", "Use the density alone"),
+    "RADIOMICS_DOMAIN": ReasonText("The texture lies outside that of the model's training", "Use the density alone"),
+    "RADIOMICS_UNDECIDED": ReasonText("The texture model states no single class", "Use the density alone"),
+    "RADIOMICS_CONTRADICTION": ReasonText("Texture and density disagree", "Use the density; look at the images"),
     "PHANTOM_AS_PATIENT": ReasonText("A phantom scan is labelled as a patient", "Send it under the phantom's PatientID"),
     # fault
     "NO_SUITABLE_SERIES": ReasonText("The study holds no series that may be analysed", "Send the original axial CT series"),
