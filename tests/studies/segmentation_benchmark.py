@@ -3,9 +3,9 @@
     python -m tests.studies.segmentation_benchmark [--models FOLDER] [--threads 2] [--device cpu] [--windows 2]
 
 The series is built from a real volume resampled to 400 slices of 512 x 512, in memory. The comparison is a U-Net with
-nnU-Net's usual plan for CT (Isensee et al., Nature Methods 2021: 32 to 320 features, two convolutions per stage, patches
-of 128^3 at 1.5 mm, half overlap) with random weights; its time does not depend on them. `--windows` of its windows are
-run and the sum over all windows is computed from their mean, unless `--windows 0` asks for all of them.
+nnU-Net's usual plan for CT (Isensee et al., Nature Methods 2021: 32 to 320 features, two convolutions per stage,
+patches of 128^3 at 1.5 mm, half overlap) with random weights; its time does not depend on them. `--windows` of its
+windows are run and the sum over all windows is computed from their mean, unless `--windows 0` asks for all of them.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def time_ours(volume: CtVolume, options: argparse.Namespace) -> None:
     for stage, duration in segmentation.timings_s:
         print(f"| {stage} | {duration:.2f} |")
     print(f"\n{len(segmentation.levels)} vertebrae; slowest run {max(run[0] for run in runs):.1f} s; "
-          f"peak memory of the process {peak_mb():.0f} MB, {before:.0f} MB of it before (the series and the libraries)")  # fmt: skip
+          f"peak memory of the process {peak_mb():.0f} MB, {before:.0f} MB of it before (series and libraries)")  # fmt: skip
     if options.device.startswith("cuda"):
         print(f"peak memory of the card {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
 
