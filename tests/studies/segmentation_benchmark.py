@@ -99,8 +99,9 @@ def time_ours(volume: CtVolume, options: argparse.Namespace) -> None:
     print(f"\n| part | s |\n|---|---|\n| **all, best of 3** | **{seconds:.1f}** |")
     for stage, duration in segmentation.timings_s:
         print(f"| {stage} | {duration:.2f} |")
-    print(f"\n{len(segmentation.levels)} vertebrae; slowest run {max(run[0] for run in runs):.1f} s; "
-          f"peak memory of the process {peak_mb():.0f} MB, {before:.0f} MB of it before (series and libraries)")  # fmt: skip
+    slowest = max(run[0] for run in runs)
+    print(f"\n{len(segmentation.levels)} vertebrae; slowest run {slowest:.1f} s")
+    print(f"peak memory of the process {peak_mb():.0f} MB, {before:.0f} MB of it before (series and libraries)")
     if options.device.startswith("cuda"):
         print(f"peak memory of the card {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
 
@@ -130,10 +131,11 @@ def time_plain(volume: CtVolume, options: argparse.Namespace) -> None:
     ndimage.zoom(classes[0].cpu().numpy().astype(np.uint8), 1.5, order=0)
     back = (time.perf_counter() - started) * total / 8
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
-    print(f"\nplain network of nnU-Net's size, {parameters:.1f} M parameters: {total} windows, {chosen} of them run, "
-          f"{each:.2f} s each\n\n| part | s |\n|---|---|\n| **all{'' if chosen == total else ', extrapolated'}** | "
-          f"**{resampling + each * total + back:.0f}** |\n| resampling | {resampling:.2f} |\n| network | {each * total:.0f} |"
-          f"\n| labels back | {back:.1f} |\n\npeak memory of the process {peak_mb():.0f} MB")  # fmt: skip
+    title = "all" if chosen == total else "all, extrapolated"
+    print(f"\nplain network of nnU-Net's size, {parameters:.1f} M parameters: {total} windows, {chosen} of them run")
+    print(f"\n| part | s |\n|---|---|\n| **{title}** | **{resampling + each * total + back:.0f}** |")
+    print(f"| resampling | {resampling:.2f} |\n| one window | {each:.2f} |\n| network | {each * total:.0f} |")
+    print(f"| labels back | {back:.1f} |\n\npeak memory of the process {peak_mb():.0f} MB")
 
 
 def main(arguments: list[str]) -> int:
