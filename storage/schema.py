@@ -3,18 +3,26 @@
 A migration that changes an existing SQLite file first writes a copy beside it (`node.sqlite.before-0002`).
 """
 
+from contextlib import closing
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import sessionmaker
 
 from analysis.errors import DatabaseError
-from storage import commitments, jobs, outbox, received_tables, study_results  # noqa: F401  registers their tables
+from storage import (  # noqa: F401  registers their tables
+    cohort_tables,
+    commitments,
+    jobs,
+    outbox,
+    received_tables,
+    study_results,
+)
 from storage.database import Base, SessionFactory, check_sound, damaged_text, describe, make_engine
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -95,9 +103,13 @@ def _refuse_unknown(engine: Engine, found: str | None, script: ScriptDirectory) 
 
 
 def _copy_aside(engine: Engine, newest: str) -> None:
-    if engine.dialect.name == "sqlite" and engine.url.database:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM INTO :path"), {"path": f"{engine.url.database}.before-{newest}"})
+    """VACUUM INTO runs outside any transaction, so on the driver's own connection; an older copy gives way."""
+    if engine.dialect.name != "sqlite" or not engine.url.database:
+        return
+    copy = Path(f"{engine.url.database}.before-{newest}")
+    copy.unlink(missing_ok=True)
+    with closing(engine.raw_connection()) as connection:
+        connection.cursor().execute("VACUUM INTO ?", (str(copy),))
 
 
 def _alembic_config() -> AlembicConfig:
