@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from analysis.bmd import BmdLimits, BmdUncertainties
 from analysis.body_size import SizeRule
 from analysis.calibration import CalibrationLimits
+from analysis.calibration_choice import ChoiceLimits
 from analysis.contrast import ContrastLimits
 from analysis.errors import ConfigError
 from analysis.internal_check import TissueLimits
@@ -120,6 +121,7 @@ class Config:
     )
     calibration: CalibrationLimits = CalibrationLimits()
     quality_control: QcLimits = QcLimits()
+    calibration_choice: ChoiceLimits = ChoiceLimits()
     protocol: ProtocolReference = ProtocolReference()
     contrast: ContrastLimits = ContrastLimits()
     segmentation: SegmentationSettings = SegmentationSettings()
