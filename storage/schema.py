@@ -16,6 +16,7 @@ from sqlalchemy.orm import sessionmaker
 
 from analysis.errors import DatabaseError
 from storage import (  # noqa: F401  registers their tables
+    calibration_tables,
     cohort_tables,
     commitments,
     jobs,
