@@ -210,7 +210,7 @@ def _check_neighbours(
 ) -> tuple[Reason, ...]:
     """Middle and posterior height against the neighbours' mean: an evenly crushed body has normal ratios."""
     own = measure_heights(examined.body)
-    others = [heights for heights in _neighbour_heights(volume, segmentation, examined.level, limits) if heights]
+    others = [heights for heights in _neighbour_heights(volume, segmentation, examined.level) if heights]
     if not others:
         return ()
     ratios = [
@@ -223,9 +223,7 @@ def _check_neighbours(
     return (reason("FRACTURE", text),)
 
 
-def _neighbour_heights(
-    volume: CtVolume, segmentation: Segmentation, level: str, limits: VertebraLimits
-) -> list[Heights]:
+def _neighbour_heights(volume: CtVolume, segmentation: Segmentation, level: str) -> list[Heights]:
     label = find_level(segmentation, level).label
     found = []
     for other in segmentation.levels:
@@ -234,7 +232,7 @@ def _neighbour_heights(
         try:
             crop = crop_vertebra(volume, segmentation, other.name)
             if not _check_cut(volume, crop):
-                found.append(measure_heights(examine(crop, segmentation, limits).body))
+                found.append(measure_heights(resample_mask(crop, fit_frame(crop, segmentation), crop.body)))
         except VoiError:
             continue  # a neighbour that cannot be examined says nothing about this vertebra
     return found

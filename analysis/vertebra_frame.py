@@ -20,9 +20,10 @@ POSTERIOR, CORTEX, CANCELLOUS = 1, 2, 3
 # 110 mm wide, its posterior elements reach 70 mm behind the centre of the body.
 HALF_BOX_MM = (40.0, 75.0, 65.0)  # head-feet, front-back, left-right in LPS order z, y, x
 GRID_MM = 1.0
-HALF_GRID = (28, 34, 38)  # nodes on each side of the centre: axis, forward, lateral
+HALF_GRID = (26, 30, 34)  # nodes on each side of the centre: axis, forward, lateral
 SMOOTHING_MM = 1.0  # of the body mask, before its surface is taken
 MIN_BODY_MM3 = 4000.0  # a T12 body of a small woman has more than 15 000 mm3
+MAX_TURNS = 3
 MIN_ENDPLATE_CELLS = 150  # of 1 mm2
 
 
@@ -113,22 +114,29 @@ def crop_vertebra(volume: CtVolume, segmentation: Segmentation, level: str) -> V
 
 
 def fit_frame(crop: VertebraCrop, segmentation: Segmentation) -> VertebraFrame:
-    """Fit the frame of one vertebra: endplate planes, then the forward direction, three times over.
+    """Fit the frame of one vertebra: endplate planes, then the forward direction, until they agree.
 
     Raises
     ------
     VoiError
         VOI_FRAME when the endplates cannot be fitted.
     """
-    points_mm = _points_mm(crop, crop.body)
-    frame = _first_frame(crop, segmentation, points_mm)
-    for _ in range(3):
-        body = resample_mask(crop, frame, crop.body)
-        frame = _turn_to_endplates(frame, body, crop.level.name)
-        frame = _turn_forward(frame, crop)
+    frame = _first_frame(crop, segmentation, _points_mm(crop, crop.body))
     body = resample_mask(crop, frame, crop.body)
+    for _ in range(MAX_TURNS):
+        before = frame
+        frame = _turn_forward(_turn_to_endplates(frame, body, crop.level.name), body, _posterior_counts(crop, frame))
+        body = resample_mask(crop, frame, crop.body)
+        if _agree(before, frame):
+            break
     upper, lower = _endplate_planes(body, crop.level.name)
     return replace(frame, endplates=(upper, lower))
+
+
+def _agree(one: VertebraFrame, other: VertebraFrame) -> bool:
+    """Less than one degree and 0.3 mm apart."""
+    turned = np.arccos(np.clip(np.diag(one.rotation.T @ other.rotation), -1.0, 1.0)).max()
+    return bool(turned < np.deg2rad(1.0) and np.linalg.norm(one.centre_lps_mm - other.centre_lps_mm) < 0.3)
 
 
 def grid_mm() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -256,19 +264,23 @@ def _fit_plane(v: NDArray[np.float64], u: NDArray[np.float64], w: NDArray[np.flo
     return float(plane[0]), float(plane[1]), float(plane[2])
 
 
-def _turn_forward(frame: VertebraFrame, crop: VertebraCrop) -> VertebraFrame:
+def _posterior_counts(crop: VertebraCrop, frame: VertebraFrame) -> NDArray[np.int64]:
+    """Number of nodes of the posterior elements along the axis, (forward, lateral)."""
+    posterior = resample(crop, frame, crop.posterior.astype(np.float32)) > 0.5
+    return np.asarray(posterior.sum(axis=0))
+
+
+def _turn_forward(frame: VertebraFrame, body: NDArray[np.bool_], posterior: NDArray[np.int64]) -> VertebraFrame:
     """Turn about the axis: mean of the direction to the posterior elements and the short axis of the section.
 
     The posterior elements give the sign and the rough direction; the section's short axis steadies it where their
     mask is asymmetric. When the two differ by more than 25 degrees the posterior elements are believed.
+    body, posterior : on the grid of the frame before its last small turn
     """
-    section = resample_mask(crop, frame, crop.body)[HALF_GRID[0] - 4 : HALF_GRID[0] + 5].mean(axis=0) > 0.5
-    short = _short_axis(section)
+    short = _short_axis(body[HALF_GRID[0] - 4 : HALF_GRID[0] + 5].mean(axis=0) > 0.5)
     forward = np.array([1.0, 0.0])  # the frame's present direction when there are no posterior elements
-    posterior = resample(crop, frame, crop.posterior.astype(np.float32)) > 0.5
-    rows, columns = np.nonzero(posterior.sum(axis=0))
-    if len(rows) > 100:
-        forward = -_mean_direction(posterior.sum(axis=0))
+    if np.count_nonzero(posterior) > 100:
+        forward = -_mean_direction(posterior)
     if short is not None and abs(short @ forward) > np.cos(np.deg2rad(25.0)):
         forward = forward + short * np.sign(short @ forward)
     return _frame(frame.centre_lps_mm, frame.axis_lps, frame.rotation[:, 1:] @ forward)

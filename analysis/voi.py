@@ -137,7 +137,7 @@ def cancellous_section(crop: VertebraCrop, frame: VertebraFrame, rule: VoiRule) 
 
 
 def _slab_planes(crop: VertebraCrop, frame: VertebraFrame, rule: VoiRule) -> NDArray[np.bool_]:
-    """Cancellous sections on the 0.5-mm grid in the planes of the depth, 2 mm apart; bool (planes, forward, lateral)."""
+    """Cancellous sections on the 0.5-mm grid in the planes of the depth, 2 mm apart."""
     half = int(np.ceil(rule.depth_mm / 2 / GRID_MM))
     slab = slice(HALF_GRID[0] - half, HALF_GRID[0] + half + 1)
     core = _eroded_body(resample_soft(crop, frame, crop.body), rule.cortex_margin_mm)[slab]
