@@ -40,7 +40,7 @@ receiving: {{peers: [{{ae_title: DEMO, addresses: [127.0.0.0/8]}}]}}
 completeness: {{quiet_s: 2}}
 destinations:
   - {{name: demo-pacs, ae_title: {pacs_title}, host: 127.0.0.1, port: {pacs_port}}}
-commissioning: {{scans: {weeks}}}
+calibration_choice: {{commissioning: {{scans: {weeks}}}}}
 results: {{objects: [segmentation, measurements, report, radiomics, pdf, refusal, phantom report, phantom chart]}}
 """
 

@@ -31,6 +31,12 @@ def patient_report(result: PatientResult) -> dict[str, Any]:
         "series_instance_uid": result.header.series_instance_uid,
         "study_instance_uid": result.header.study_instance_uid,
         "acquired": _time(result.header.acquired),
+        "scanner": {
+            "manufacturer": result.header.manufacturer,
+            "manufacturer_model_name": result.header.manufacturer_model_name,
+            "device_serial_number": result.header.device_serial_number,
+            "kvp": result.header.kvp,
+        },
         "protocol": [_finding(f) for f in result.protocol],
         "calibration": _calibration(result.chosen) if result.chosen else None,
         "vertebrae": [_vertebra(v) for v in result.vertebrae],
