@@ -32,6 +32,7 @@ from node.upper_layer import MALFORMED_PDU, MAX_CONTROL_PDU_BYTES, PDU_HEADER_BY
 
 LOGGER = logging.getLogger(__name__)
 
+THROWN_OUT_TOLD = (1, 10, 100, 1000)  # counts that go to the log
 BACKLOG = 128  # connections that the kernel holds until they are accepted
 A_ASSOCIATE_RQ_TYPE = 0x01
 TLS_HANDSHAKE_TYPE = 0x16
@@ -94,6 +95,7 @@ class Lobby:
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
+        self._thrown_out = 0
         self._lock = threading.Lock()
         self._waiting: OrderedDict[socket.socket, None] = OrderedDict()
 
@@ -101,9 +103,11 @@ class Lobby:
         with self._lock:
             self._waiting[connection] = None
             leaving = [self._waiting.popitem(last=False)[0]] if len(self._waiting) > self._max_waiting else []
+            self._thrown_out += len(leaving)
         for oldest in leaving:
-            LOGGER.warning("too many silent connections: the oldest one is closed")
             _shut_down(oldest)
+            if self._thrown_out in THROWN_OUT_TOLD or self._thrown_out % THROWN_OUT_TOLD[-1] == 0:
+                LOGGER.warning("%d silent connections closed so far for want of room", self._thrown_out)
 
     def leave(self, connection: socket.socket) -> None:
         with self._lock:

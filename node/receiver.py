@@ -105,19 +105,26 @@ class Receiver:
 
     def stop(self, drain_s: float = 20.0) -> None:
         """Accept nothing new, give open associations time to finish, answer what is in flight, then end them."""
+        if self._stopping:
+            return
         self._stopping = True
         for server in self._servers:
             server.shutdown()
-        deadline = time.monotonic() + drain_s
-        while self.open_associations() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        self._wait_for_end(drain_s)
         self._store_handler.close(answer_within_s=ANSWER_IN_FLIGHT_S)
         with self._lock:
             remaining = list(self._open)
         for assoc in remaining:
             LOGGER.warning("association of %s ended by the node: it is stopping", assoc.requestor.ae_title)
-            assoc.abort()
+            assoc.abort(block=False)
+        self._wait_for_end(ANSWER_IN_FLIGHT_S)
         self._writer.stop()
+
+    def _wait_for_end(self, seconds: float) -> None:
+        """Return when no association is open, or the time is over."""
+        deadline = time.monotonic() + seconds
+        while self.open_associations() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     @property
     def port(self) -> int:

@@ -94,8 +94,8 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
     @property
     def ready(self) -> bool:
         """Wait until the peer sent something (True), someone called `wake`, or a moment passed (False)."""
-        if self.socket is None or not self._is_connected:
-            return False
+        if self.socket is None or not self._is_connected or not self.event_queue.empty():
+            return False  # an event that waits comes first
         if self._end > self._start or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
             return True
         found = {descriptor for descriptor, _ in self._poll.poll(WAIT_S * 1000)}
