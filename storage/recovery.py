@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
 from storage.arrival import Arrival, Sender
@@ -63,7 +64,7 @@ def _as_arrival(inbox: Inbox, relative_path: str, now: datetime) -> Arrival | No
     try:
         source, ae_title = _locate_dataset(path)
         header = read_instance_header(source)
-    except (OSError, ValueError, AttributeError, UnreadableInstanceError, InvalidUidError) as exc:
+    except (OSError, ValueError, AttributeError, InvalidDicomError, UnreadableInstanceError, InvalidUidError) as exc:
         LOGGER.error("file %s has no row and cannot be read: %s", relative_path, exc)
         return None
     return Arrival(
