@@ -76,8 +76,7 @@ class CappedProcess:
             self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
         self._process = psutil.Process(self._child.pid)
         self._connection = Connection(ours.detach())
-        with self._killed_on_error():
-            self._await_models()
+        self._models_loaded = False
 
     def run(self, task: AnalysisTask) -> StudyOutcome:
         """Analyse one study.
@@ -114,12 +113,21 @@ class CappedProcess:
         self._child.wait()
         self._connection.close()
 
-    def _await_models(self) -> None:
-        found = self._await(self._order.start_limit_s)
-        if isinstance(found, NotReady):
-            raise WorkerNotReadyError(found.text)
-        if not isinstance(found, Ready):
-            raise WorkerNotReadyError(f"{found!r} received, Ready expected")
+    def await_models(self) -> None:
+        """Wait until the models are loaded; at once when they are.
+
+        Raises
+        ------
+        WorkerNotReadyError : they cannot be loaded
+        WorkerDiedError, CapExceededError : the process is gone
+        """
+        if self._models_loaded:
+            return
+        with self._killed_on_error():
+            found = self._await(self._order.start_limit_s)
+            if not isinstance(found, Ready):
+                raise WorkerNotReadyError(found.text if isinstance(found, NotReady) else f"{found!r} received")
+        self._models_loaded = True
 
     def _await(self, limit_s: float) -> Any:
         deadline = time.monotonic() + limit_s
@@ -172,6 +180,7 @@ class ProcessPool:
         with self._lock:
             self._busy.add(process)
         try:
+            process.await_models()
             yield process
         finally:
             with self._lock:

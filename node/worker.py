@@ -103,7 +103,7 @@ class Worker:
             future.cancel()
         self._running.clear()
         POOL.kill_all()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False)
 
     def wake(self) -> None:
         self._wake.set()
