@@ -123,7 +123,6 @@ class LobbyHandler(RequestHandler):  # type: ignore[misc]
     def handle(self) -> None:
         connection, first_pdu = self.server.admit_to_lobby(self.request, self.client_address)
         if connection is not None:
-            self.request = connection
             self._start_association(connection, first_pdu)
 
     def _start_association(self, connection: socket.socket, first_pdu: bytes) -> None:

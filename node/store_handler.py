@@ -32,7 +32,7 @@ from storage.instance_header import (
     UnreadableInstanceError,
     read_instance_header,
 )
-from storage.instances import ArrivalOutcome
+from storage.recording import ArrivalOutcome
 from storage.steady_clock import SteadyClock
 
 LOGGER = logging.getLogger(__name__)

@@ -58,7 +58,8 @@ class SteadyTimer(Timer):  # type: ignore[misc]
     """pynetdicom's timer, counted by the monotonic clock: a step of the system clock ends no association."""
 
     def start(self) -> None:
-        self._start_time, self._end_time = time.monotonic(), None
+        self._start_time: float | None = time.monotonic()
+        self._end_time: float | None = None
 
     def stop(self) -> None:
         self._end_time = time.monotonic()

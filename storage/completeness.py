@@ -156,7 +156,7 @@ def _gaps_of_study(session: Session, study_instance_uid: str) -> tuple[str, ...]
     )
     stacks: dict[tuple[str, str | None], list[float]] = {}
     for series_uid, orientation, image_type, position_mm in rows:
-        if "LOCALIZER" not in image_type:
+        if "LOCALIZER" not in image_type and position_mm is not None:
             stacks.setdefault((series_uid, orientation), []).append(position_mm)
     named = [f"z = {position_mm:.1f} mm" for positions in stacks.values() for position_mm in find_gaps(positions)]
     return tuple(named[:MAX_GAPS_NAMED])

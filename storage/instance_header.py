@@ -231,7 +231,7 @@ def _check_start(window: bytes, transfer_syntax_uid: str) -> None:
 
 
 def _is_deflated(source: EncodedDataset) -> bool:
-    return source.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
+    return source.transfer_syntax_uid == str(DeflatedExplicitVRLittleEndian)
 
 
 def _window(source: EncodedDataset, window_bytes: int) -> bytes:

@@ -6,11 +6,11 @@ version was taken by a job opens the next version. An identical resend changes n
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
 from functools import cache
+from typing import Any
 
-from sqlalchemy import Connection, Insert, Select, bindparam, case, select, update
+from sqlalchemy import Connection, Executable, Insert, bindparam, case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import ReturningInsert
 
@@ -118,9 +118,9 @@ def _note_senders(connection: Connection, arrivals: Sequence[Arrival], rows: Kno
 class _Statements:
     """Built once per dialect: building them costs more than running them."""
 
-    known: Select[tuple[str, str, datetime | None]]
+    known: Executable
     add_associations: Insert
-    touch_study: ReturningInsert[tuple[int]]
+    touch_study: ReturningInsert[Any]
     add_series: Insert
     add_senders: Insert
     add_instances: Insert
@@ -141,7 +141,7 @@ def _statements(dialect: str) -> _Statements:
     )
 
 
-def _touch_study(dialect: str) -> ReturningInsert[tuple[int]]:
+def _touch_study(dialect: str) -> ReturningInsert[Any]:
     """Add the study, or move its clock; an arrival after the version was taken opens the next version."""
     study = table_of(StudyRow).c
     statement = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table_of(StudyRow))
