@@ -48,11 +48,15 @@ class Segment:
         """Mean (slice, row, column) of the voxels."""
         return np.asarray(np.argwhere(self.mask).mean(axis=0) + self.start, dtype=np.float64)
 
-    def paint(self, target: NDArray[np.uint8], first_slice: int, value: int = 1) -> None:
-        """Write `value` where the segment is into (slices, rows, columns) that begins at `first_slice`."""
-        box = tuple(slice(begin, begin + size) for begin, size in zip(self.start, self.mask.shape, strict=True))
-        region = target[box[0].start - first_slice:box[0].stop - first_slice, box[1], box[2]]
-        region[self.mask] = value
+    def paint(self, target: NDArray[np.uint8], target_slices: NDArray[np.int64], value: int = 1) -> None:
+        """Write `value` where the segment is into (slices, rows, columns).
+
+        target_slices : index in the source of each slice of `target`, ascending, with all of `self.slices` among them
+        """
+        (first, row, column), (_, n_rows, n_columns) = self.start, self.mask.shape
+        for index in self.slices:
+            region = target[np.searchsorted(target_slices, index), row:row + n_rows, column:column + n_columns]
+            region[self.mask[index - first]] = value
 
 
 def levels_name(levels: tuple[str, ...]) -> str:
