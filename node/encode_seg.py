@@ -70,12 +70,12 @@ def encode_other_vertebrae(result: PatientResult, task: EncodingTask) -> tuple[E
 def _encode(
     segments: tuple[Segment, ...], result: PatientResult, task: EncodingTask, identity: ObjectIdentity
 ) -> EncodedObject:
-    first, last = _slice_range(segments)
+    slices = np.unique(np.concatenate([segment.slices for segment in segments]))
     settings = task.settings
-    images = list(task.images[first:last + 1])
+    images = [task.images[index] for index in slices]
     ds = hd.seg.Segmentation(
         source_images=_with_identity(images, task),
-        pixel_array=_pixels(segments, first, last - first + 1, task),
+        pixel_array=_pixels(segments, slices, task),
         segmentation_type=settings.segmentation_type.value,
         segment_descriptions=[
             _description(number, segment, result, task) for number, segment in enumerate(segments, start=1)
@@ -109,17 +109,17 @@ def _with_identity(images: list[Dataset], task: EncodingTask) -> list[Dataset]:
     return [carrier, *images[1:]]
 
 
-def _pixels(segments: tuple[Segment, ...], first: int, n_slices: int, task: EncodingTask) -> NDArray[np.uint8]:
-    """(slices, rows, columns, segments) of 0 and 1, or a label map (slices, rows, columns)."""
-    grid = (n_slices, int(task.headers[0].Rows), int(task.headers[0].Columns))
+def _pixels(segments: tuple[Segment, ...], slices: NDArray[np.int64], task: EncodingTask) -> NDArray[np.uint8]:
+    """(slices, rows, columns, segments) of 0 and 1, or a label map (slices, rows, columns), of these slices."""
+    grid = (len(slices), int(task.headers[0].Rows), int(task.headers[0].Columns))
     if task.settings.segmentation_type is SegmentationType.LABELMAP or not _overlapping(segments):
         labels = np.zeros(grid, dtype=np.uint8)
         for number, segment in enumerate(segments, start=1):
-            segment.paint(labels, first, number)
+            segment.paint(labels, slices, number)
         return labels
     stacked = np.zeros((*grid, len(segments)), dtype=np.uint8)
     for index, segment in enumerate(segments):
-        segment.paint(stacked[..., index], first)
+        segment.paint(stacked[..., index], slices)
     return stacked
 
 
@@ -144,10 +144,6 @@ def _split(segments: tuple[Segment, ...], max_frames: int) -> list[tuple[Segment
         parts[-1] += (segment,)
         room -= n_frames
     return parts
-
-
-def _slice_range(segments: tuple[Segment, ...]) -> tuple[int, int]:
-    return min(int(s.slices[0]) for s in segments), max(int(s.slices[-1]) for s in segments)
 
 
 def _description(

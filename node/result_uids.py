@@ -52,8 +52,7 @@ def series_inputs(headers: Sequence[Dataset], software_version: str) -> str:
 
 def object_uids(settings: EncodingSettings, kind: ObjectKind, inputs: str) -> tuple[str, str]:
     """(SOP Instance UID, Series Instance UID) of one object; they differ between SOP classes of the same content."""
-    variant = (settings.measurement_sr_class, settings.text_sr_class, settings.segmentation_type)
-    parts = (inputs, kind, *variant, settings.use_statement, settings.configuration_digest)
+    parts = (inputs, kind, *_form(settings, kind), settings.use_statement, settings.configuration_digest)
     return derive_uid(settings.uid_root, ("sop", *parts)), derive_uid(settings.uid_root, ("series", *parts))
 
 
@@ -66,6 +65,20 @@ def device_uid(settings: EncodingSettings) -> str:
     """UID of this installation as the observer of its reports (TID 1004)."""
     return derive_uid(settings.uid_root, ("device", settings.manufacturer, settings.model_name,
                                           settings.device_serial_number, settings.station_name))
+
+
+def _form(settings: EncodingSettings, kind: ObjectKind) -> tuple[str, ...]:
+    """The classes that decide on an object's content: its own and those of the objects that it refers to.
+
+    A destination that takes another form of one object keeps the UIDs of the objects that do not depend on it.
+    """
+    if kind in (ObjectKind.SEGMENTATION, ObjectKind.OTHER_VERTEBRAE):
+        return (settings.segmentation_type,)
+    if kind in (ObjectKind.MEASUREMENTS, ObjectKind.RADIOMICS):
+        return settings.segmentation_type, settings.measurement_sr_class
+    if kind in (ObjectKind.PDF, ObjectKind.PICTURE, ObjectKind.PHANTOM_CHART):
+        return ()
+    return settings.segmentation_type, settings.measurement_sr_class, settings.text_sr_class
 
 
 def _instances(headers: Sequence[Dataset]) -> list[str]:

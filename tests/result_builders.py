@@ -90,7 +90,7 @@ def make_result(headers: Sequence[Dataset], levels: tuple[str, ...] = ("L1", "L2
     if affine[2, 0] < 0:  # the first slice is the highest
         centres = [(shape[0] - 1 - slices, rows, columns) for slices, rows, columns in centres]
     for level, centre in zip(levels, centres, strict=True):
-        _paint_vertebra(labels, body, centre, VERSE_LABELS[level])
+        _paint_vertebra(labels, body, centre, affine, VERSE_LABELS[level])
     vois = tuple(_voi(level, centre, shape, affine) for level, centre in zip(levels, centres, strict=True))
     found = tuple(VertebraLevel(v.level, VERSE_LABELS[v.level], 0.97, v.centre_lps_mm, True) for v in vois)
     result = PatientResult(
@@ -216,38 +216,51 @@ def _header(grid: Grid, index: int, name: str) -> Dataset:
     return ds
 
 
-def _inside(shape: tuple[int, int, int], centre: tuple[float, float, float], scale: float) -> NDArray[np.float32]:
-    """Partial-volume like weights of an ellipsoid: 1 inside, 0 outside, linear over one voxel."""
-    semi_axes = np.array([shape[0] * 0.16, shape[1] * 0.15, shape[2] * 0.2]) * scale
-    index = np.indices(shape, dtype=np.float32)
-    radius = np.sqrt(sum(((index[k] - centre[k]) / semi_axes[k]) ** 2 for k in range(3)))
-    return np.clip((1.0 - radius) * semi_axes.min() + 0.5, 0.0, 1.0).astype(np.float32)
+def _ellipsoid(
+    shape: tuple[int, int, int], centre: tuple[float, float, float], affine: NDArray[np.float64], scale: float
+) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
+    """Partial-volume like weights in a box, and where the box starts: 1 inside, 0 outside, linear over one voxel.
+
+    The semi-axes are a part of the matrix, but never more than those of a vertebral body (mm).
+    """
+    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    semi_axes = np.minimum(np.array(shape) * (0.16, 0.15, 0.2), np.array([15.0, 17.0, 22.0]) / voxel_mm) * scale
+    low = np.maximum(np.floor(np.array(centre) - semi_axes - 1), 0).astype(int)
+    high = np.minimum(np.ceil(np.array(centre) + semi_axes + 2), shape).astype(int)
+    slices, rows, columns = (
+        ((np.arange(low[k], high[k], dtype=np.float32) - centre[k]) / semi_axes[k]) ** 2 for k in range(3)
+    )
+    radius = np.sqrt(slices[:, None, None] + rows[None, :, None] + columns[None, None, :])
+    weights = np.clip((1.0 - radius) * semi_axes.min() + 0.5, 0.0, 1.0).astype(np.float32)
+    return weights, (int(low[0]), int(low[1]), int(low[2]))
 
 
 def _paint_vertebra(
-    labels: NDArray[np.uint8], body: NDArray[np.uint8], centre: tuple[float, float, float], label: int
+    labels: NDArray[np.uint8], body: NDArray[np.uint8], centre: tuple[float, float, float],
+    affine: NDArray[np.float64], label: int,
 ) -> None:
-    inside = _inside(labels.shape, centre, 1.0) >= 0.5
-    core = _inside(labels.shape, centre, 0.75) >= 0.5
-    labels[inside] = label
-    body[inside] = 2
-    body[core] = 3
-    arch = inside & (np.indices(labels.shape)[1] > centre[1] + labels.shape[1] * 0.11)
-    body[arch] = 1
+    """Cortex around cancellous bone; the rearmost quarter stands for the posterior elements."""
+    for scale, value in ((1.0, 2), (0.75, 3)):
+        weights, start = _ellipsoid(labels.shape, centre, affine, scale)
+        box = tuple(slice(b, b + n) for b, n in zip(start, weights.shape, strict=True))
+        inside = weights >= 0.5
+        labels[box][inside] = label
+        body[box][inside] = value
+        if value == 2:
+            arch = inside & (np.arange(start[1], start[1] + weights.shape[1])[None, :, None] > centre[1] + 7)
+    outer, start = _ellipsoid(labels.shape, centre, affine, 1.0)
+    body[tuple(slice(b, b + n) for b, n in zip(start, outer.shape, strict=True))][arch] = 1
 
 
 def _voi(
     level: str, centre: tuple[float, float, float], shape: tuple[int, int, int], affine: NDArray[np.float64]
 ) -> Voi:
-    weights = _inside(shape, centre, 0.5)
-    used = np.argwhere(weights > 0)
-    low, high = used.min(axis=0), used.max(axis=0) + 1
+    weights, start = _ellipsoid(shape, centre, affine, 0.5)
     centre_lps = (affine @ np.array([*centre, 1.0]))[:3]
     normal = affine[:3, 0] / np.linalg.norm(affine[:3, 0])
     volume = float(weights.sum() * abs(np.linalg.det(affine[:3, :3])))
     return Voi(
-        level=level, weights=weights[tuple(slice(a, b) for a, b in zip(low, high, strict=True))],
-        start=(int(low[0]), int(low[1]), int(low[2])), centre_lps_mm=tuple(float(v) for v in centre_lps),
+        level=level, weights=weights, start=start, centre_lps_mm=tuple(float(v) for v in centre_lps),
         normal_lps=tuple(float(v) for v in normal), semi_axes_mm=(12.0, 9.0), depth_mm=9.0, cancellous_fraction=0.66,
         volume_mm3=volume, excluded_fraction=0.02, rule_version="1",
         outlines_lps_mm=(_circle_lps_mm(centre, shape, affine),),
