@@ -32,6 +32,8 @@ from analysis.volume import CtVolume
 LINE_TERM = "calibration line"
 # What a comparison of two scans on one scanner and phantom does not see: it is the same error both times.
 LONG_TERM_SHARED = (LINE_TERM, "body size", "size correction")
+# Given for 100 mg/cm3; they grow with the density.
+RELATIVE_TERMS = ("body size", "size correction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class BmdUncertainties:
     position_mg_cm3: float = 0.7  # table height within 20 mm of the calibration
     tube_state_mg_cm3: float = 0.5
     placement_fraction: float = 0.012  # short-term repositioning, Bligh 2009
-    noise_correlation_factor: float = 9.0  # sd of the mean is 3 times that of independent voxels
+    noise_correlation_mm3: float = 10.0  # volume over which noise and texture are one value
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def measure_vertebra(
         )
     line = chosen.line
     bmd = line.to_bmd_mg_cm3(mean_hu)
-    own = _own_terms(bmd, sd_hu / line.sigma_ct, effective_n, uncertainties or BmdUncertainties())
+    own = _own_terms(bmd, sd_hu / line.sigma_ct, (effective_n, voi.volume_mm3), uncertainties or BmdUncertainties())
     shared = _shared_terms(line, bmd, (*chosen.terms, *extra_terms), uncertainties or BmdUncertainties())
     terms = (*shared, *own)
     return VertebraBmd(
@@ -186,9 +188,12 @@ def combine(terms: Sequence[UncertaintyTerm]) -> float:
 
 
 def _own_terms(
-    bmd: float, sd_bmd: float, effective_n: float, uncertainties: BmdUncertainties
+    bmd: float, sd_bmd: float, effective: tuple[float, float], uncertainties: BmdUncertainties
 ) -> tuple[UncertaintyTerm, ...]:
-    noise = sd_bmd * float(np.sqrt(uncertainties.noise_correlation_factor / effective_n))
+    """Terms of one vertebra; effective : number of voxels, volume of the VOI in mm3."""
+    voxels, volume_mm3 = effective
+    independent = min(voxels, volume_mm3 / uncertainties.noise_correlation_mm3)
+    noise = sd_bmd / float(np.sqrt(independent))
     placement = uncertainties.placement_fraction * abs(bmd)
     return UncertaintyTerm("VOI noise", noise, False), UncertaintyTerm("VOI placement", placement, False)
 
@@ -205,6 +210,10 @@ def _shared_terms(
         UncertaintyTerm("tube state", uncertainties.tube_state_mg_cm3, True),
     )
     names = {term.name for term in given}
+    given = tuple(
+        replace(term, u_mg_cm3=term.u_mg_cm3 * abs(bmd) / 100.0) if term.name in RELATIVE_TERMS else term
+        for term in given
+    )
     return (*(term for term in defaults if term.name not in names), *given)
 
 

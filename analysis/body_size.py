@@ -1,8 +1,8 @@
 """Body size: the water-equivalent diameter at the vertebrae and what it does to the calibration line.
 
 Water-equivalent diameter as AAPM Report 220 (2014): D_w = 2 sqrt((mean HU / 1000 + 1) A / pi) over the body's section.
-A wider body hardens the beam and lowers HU per mg/cm3; in polychromatic simulation sigma follows D_w^-0.20 at 120 kVp
-(docs/bmd.md). Scanners correct part of it, so the size of the effect on a given scanner is only known when the
+A wider body hardens the beam and lowers HU per mg/cm3; in polychromatic simulation sigma follows D_w^-0.14 to
+D_w^-0.20 at 120 kVp (docs/bmd.md). Scanners correct part of it, so the size of the effect on a given scanner is only known when the
 calibration series holds set-ups of more than one size; then the line is interpolated, otherwise it is a term.
 """
 
@@ -27,15 +27,16 @@ class SizeRule:
     """How size enters the result.
 
     model_exponent : sigma ~ D_w^-exponent, upper bound of the effect on a scanner without any size correction
-    residual_fraction : standard uncertainty of BMD when sizes agree (clinical sd of asynchronous QCT 3.5 %, Dudle 2024,
-        halved for two thirds of it being explained by other terms of the budget)
-    corrected_fraction : what remains, relative to BMD, after interpolation between measured sizes
+    residual_fraction : standard uncertainty of BMD when sizes agree: clinical sd of asynchronous QCT 3.5 % (Dudle 2024)
+        less the 2.4 % of the budget's other terms, in quadrature
+    corrected_fraction : the same after interpolation between measured sizes; the rods still lie under the body and not
+        inside it, which no set-up of this kind can show (docs/bmd.md)
     max_extrapolation : of ln(D_w) beyond the measured sizes
     """
 
     model_exponent: float = 0.20
-    residual_fraction: float = 0.018
-    corrected_fraction: float = 0.010
+    residual_fraction: float = 0.025
+    corrected_fraction: float = 0.020
     max_extrapolation: float = 0.15
     flag_difference_fraction: float = 0.25
 

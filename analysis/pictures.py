@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -22,10 +23,12 @@ WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 12.0, 9.0, 100
 BACKGROUND, INK, FAINT = "#11161c", "#eef2f5", "#9aa7b3"
 VOI_COLOUR = "#ffb545"
 BAND_COLOURS = ("#d9534f", "#e8b04a", "#4fae6d")  # osteoporosis, osteopenia, normal
+ASPECT = WIDTH_INCHES / HEIGHT_INCHES
 WINDOW_HU = (-160.0, 440.0)
 STEP_MM = 0.6
 SAGITTAL_FRONT_MM, SAGITTAL_BACK_MM, SAGITTAL_END_MM = 75.0, 80.0, 35.0
-AXIAL_HALF_MM = 62.0
+AXIAL_HALF_MM = 54.0
+LABEL_FRONT_MM = 29.0  # of a level's name in front of the body's centre
 SCALE_MG_CM3 = (0.0, 220.0)
 
 
@@ -52,9 +55,9 @@ def report_picture(
     measured = {vertebra.level: vertebra for vertebra in vertebrae}
     width = min(0.275, 0.57 / max(len(vois), 1))
     for position, voi in enumerate(vois):
-        rectangle = (0.415 + position * (width + 0.015), 0.375, width, 0.48)
+        rectangle = (0.415 + position * (width + 0.015), 0.855 - width * ASPECT, width, width * ASPECT)
         _draw_axial(_axes(figure, rectangle), volume, voi, measured.get(voi.level))
-    _draw_scale(_axes(figure, (0.43, 0.115, 0.53, 0.17)), vertebrae, summary)
+    _draw_scale(_axes(figure, (0.43, 0.105, 0.53, 0.22)), vertebrae, summary)
     return _png(figure)
 
 
@@ -96,7 +99,10 @@ def sagittal_view(volume: CtVolume, segmentation: Segmentation) -> SagittalView:
     x_curve = np.interp(z, centres[:, 2], centres[:, 0])
     y = np.arange(centres[:, 1].min() - SAGITTAL_FRONT_MM, centres[:, 1].max() + SAGITTAL_BACK_MM, STEP_MM)
     points = np.stack(np.broadcast_arrays(x_curve[:, None], y[None, :], z[:, None]), axis=-1)
-    return SagittalView(_sample(volume, points), y, z)
+    image = _sample(volume, points)
+    shown = np.flatnonzero((image > -1000.0).any(axis=1))
+    rows = slice(shown[0], shown[-1] + 1) if len(shown) else slice(None)
+    return SagittalView(image[rows], y, z[rows])
 
 
 def _sample(volume: CtVolume, points_mm: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -122,21 +128,18 @@ def _draw_sagittal(axes: Axes, volume: CtVolume, segmentation: Segmentation, voi
     measured = {voi.level for voi in vois}
     for level in segmentation.levels:
         _, y, z = level.centroid_lps_mm
-        if view.z_mm[-1] + 4 < z < view.z_mm[0] - 4 and level.name not in measured:
-            axes.text(y, z, level.name, color=FAINT, fontsize=13, ha="center", va="center", fontweight="bold")
+        if view.z_mm[-1] + 5 < z < view.z_mm[0] - 5 and view.y_mm[0] + 5 < y - LABEL_FRONT_MM:
+            _label(axes, (y - LABEL_FRONT_MM, z), level.name, VOI_COLOUR if level.name in measured else INK)
     for voi in vois:
         corners = _sagittal_outline(voi)
         axes.plot(corners[:, 1], corners[:, 2], color=VOI_COLOUR, linewidth=1.8)
-        axes.text(
-            voi.centre_lps_mm[1],
-            voi.centre_lps_mm[2],
-            voi.level,
-            color=VOI_COLOUR,
-            fontsize=13,
-            fontweight="bold",
-            ha="center",
-            va="center",
-        )
+
+
+def _label(axes: Axes, place: tuple[float, float], text: str, colour: str) -> None:
+    outline = [withStroke(linewidth=3.0, foreground=BACKGROUND)]
+    axes.text(
+        *place, text, color=colour, fontsize=14, fontweight="bold", ha="center", va="center", path_effects=outline
+    )
 
 
 def _around_vois(view: SagittalView, vois: Sequence[Voi], axes: Axes) -> SagittalView:
@@ -183,10 +186,12 @@ def _draw_axial(axes: Axes, volume: CtVolume, voi: Voi, vertebra: VertebraBmd | 
     axes.plot(in_plane[:, 0], in_plane[:, 1], color=VOI_COLOUR, linewidth=1.8)
     axes.set_xlim((-AXIAL_HALF_MM, AXIAL_HALF_MM) if column[0] > 0 else (AXIAL_HALF_MM, -AXIAL_HALF_MM))
     axes.set_ylim((AXIAL_HALF_MM, -AXIAL_HALF_MM) if row[1] > 0 else (-AXIAL_HALF_MM, AXIAL_HALF_MM))
-    axes.text(0.03, 0.955, voi.level, color=INK, fontsize=17, fontweight="bold", transform=axes.transAxes, va="center")
+    axes.text(
+        0.03, 0.945, voi.level, color=VOI_COLOUR, fontsize=17, fontweight="bold", transform=axes.transAxes, va="center"
+    )
     axes.text(0.02, 0.5, "R", color=FAINT, fontsize=11, transform=axes.transAxes, va="center")
     axes.text(0.98, 0.5, "L", color=FAINT, fontsize=11, transform=axes.transAxes, va="center", ha="right")
-    axes.set_title(_axial_caption(voi, vertebra), color=INK, fontsize=12.5, y=-0.145, linespacing=1.45)
+    axes.set_title(_axial_caption(voi, vertebra), color=INK, fontsize=12.5, y=-0.165, linespacing=1.45)
 
 
 def _used(volume: CtVolume, voi: Voi, points: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -57,14 +57,14 @@ class SpineShape:
     half_width_mm: float = 21.0
     half_depth_mm: float = 15.5
     height_mm: float = 27.0
-    wedge: float = 1.0                       # anterior / posterior height of L1
-    crush: float = 1.0                       # height of L1 / its neighbours
+    wedge: float = 1.0  # anterior / posterior height of L1
+    crush: float = 1.0  # height of L1 / its neighbours
     cortex_mm: float = 1.2
     texture_sd_mg_cm3: float = 0.0
     noise_sd_hu: float = 0.0
     vein: bool = True
-    island_radius_mm: float = 0.0            # in the middle of L1
-    inside_hu: float | None = None           # replaces a 20-mm ball in L1 (cement, metal, lesion)
+    island_radius_mm: float = 0.0  # in the middle of L1
+    inside_hu: float | None = None  # replaces a 20-mm ball in L1 (cement, metal, lesion)
     soft_tissue_hu: float = 50.0
     shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     seed: int = 0
@@ -125,7 +125,9 @@ def _winner(votes: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 def _grid_affine(grid: SpineGrid) -> tuple[NDArray[np.float64], tuple[int, int, int]]:
     size = tuple(int(round(mm / step)) for mm, step in zip(grid.extent_mm, grid.spacing_mm, strict=True))
-    affine = axial_affine(grid.spacing_mm, (-grid.extent_mm[2] / 2, -grid.extent_mm[1] / 2 + 12, -grid.extent_mm[0] / 2))
+    affine = axial_affine(
+        grid.spacing_mm, (-grid.extent_mm[2] / 2, -grid.extent_mm[1] / 2 + 12, -grid.extent_mm[0] / 2)
+    )
     if grid.flip:
         affine[:3, 3] += affine[:3, :3] @ (np.array(size) - 1)
         affine[:3, :3] *= -1
@@ -207,7 +209,9 @@ def _paint_one(
     return np.where(depth > 0, value, 400.0), part, np.where(cancellous, density, 0.0)
 
 
-def _arch(w: NDArray[np.float64], v: NDArray[np.float64], u: NDArray[np.float64], shape: SpineShape) -> NDArray[np.bool_]:
+def _arch(
+    w: NDArray[np.float64], v: NDArray[np.float64], u: NDArray[np.float64], shape: SpineShape
+) -> NDArray[np.bool_]:
     """Pedicles, lamina around a round canal, transverse and spinous processes."""
     rear = -shape.half_depth_mm
     pedicle = (np.abs(np.abs(u) - 12.0) < 4.0) & (np.abs(w - 5.0) < 6.0) & (v < rear + 7.0) & (v > rear - 12.0)

@@ -44,10 +44,11 @@ class Measured:
 
 
 def spine_spec(seed: int) -> PatientSpec:
-    """A random patient's spine from T11 to L4 without the organs far from it, on a small field of view."""
-    spec = random_patient(seed, "T12", "L3")
-    acquisition = replace(spec.acquisition, rows=220, columns=220, pixel_spacing_mm=0.75, table=False)
-    return replace(spec, torso=replace(spec.torso, spine_only=True, margin_mm=10.0), acquisition=acquisition)
+    """L1 and L2 of a random patient without the organs far from them, on a small field of view."""
+    spec = random_patient(seed, "L1", "L2")
+    acquisition = replace(spec.acquisition, rows=100, columns=100, pixel_spacing_mm=0.8, table=False)
+    torso = replace(spec.torso, spine_only=True, margin_mm=14.0)
+    return replace(spec, torso=torso, acquisition=acquisition, model_spacing_mm=0.9)
 
 
 def measure(patient: SimulatedPatient, segmentation: Segmentation, seed: int) -> Iterator[Measured]:
@@ -94,10 +95,21 @@ def accuracy(count: int) -> str:
         segmentation = _perfect(patient)
         perfect += list(measure(patient, segmentation, seed))
         wandering += list(measure(patient, ragged(segmentation, patient.volume, seed), seed))
-    lines = ["| masks | measured | rejected | mean error | sd | largest | within 2 | against core: mean, sd | covered | cortex voxels |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    head = (
+        "masks",
+        "measured",
+        "rejected",
+        "mean error",
+        "sd",
+        "largest",
+        "within 2",
+        "against core: mean, sd",
+        "covered",
+    )
+    lines = ["| " + " | ".join((*head, "cortex voxels")) + " |", "|---" * (len(head) + 1) + "|"]
     lines += [_accuracy_row("true", perfect), _accuracy_row("edges wander 1-2 voxels", wandering)]
-    lines += ["", "Rejected (true masks): " + (", ".join(f"{m.seed}/{m.level} {m.rejected}" for m in perfect if m.rejected) or "none")]
+    rejected = [f"{m.seed}/{m.level} {m.rejected}" for m in perfect if m.rejected]
+    lines += ["", "Rejected (true masks): " + (", ".join(rejected) or "none")]
     worst = sorted((m for m in perfect if not m.rejected), key=lambda m: -abs(m.bmd - m.truth_voi))[:5]
     lines += ["", "Largest errors: " + ", ".join(f"{m.seed}/{m.level} {m.bmd - m.truth_voi:+.2f}" for m in worst)]
     return "\n".join(lines)
@@ -130,8 +142,8 @@ def repositioned_specs(spec: PatientSpec, seed: int) -> Iterator[tuple[str, Pati
         angles = tuple(float(v) for v in rng.choice([-1, 1], 3) * np.array([degrees, degrees, degrees]) * [1, 0.5, 0.5])
         name, turned = again(f"turned {degrees:g} degrees")
         yield name, replace(turned, torso=replace(turned.torso, angles_deg=angles))  # type: ignore[arg-type]
-    yield again("pixel 0.60 mm", pixel_spacing_mm=0.6, rows=270, columns=270)
-    yield again("pixel 0.98 mm", pixel_spacing_mm=0.9765625, rows=170, columns=170)
+    yield again("pixel 0.60 mm", pixel_spacing_mm=0.6, rows=134, columns=134)
+    yield again("pixel 0.98 mm", pixel_spacing_mm=0.9765625, rows=82, columns=82)
     for thickness in (0.625, 2.5, 3.0):
         yield again(f"slices {thickness:g} mm", slice_thickness_mm=thickness, slice_interval_mm=thickness)
 
