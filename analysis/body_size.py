@@ -2,8 +2,9 @@
 
 Water-equivalent diameter as AAPM Report 220 (2014): D_w = 2 sqrt((mean HU / 1000 + 1) A / pi) over the body's section.
 A wider body hardens the beam and lowers HU per mg/cm3; in polychromatic simulation sigma follows D_w^-0.14 to
-D_w^-0.20 at 120 kVp (docs/bmd.md). Scanners correct part of it, so the size of the effect on a given scanner is only known when the
-calibration series holds set-ups of more than one size; then the line is interpolated, otherwise it is a term.
+D_w^-0.20 at 120 kVp (docs/bmd.md). Scanners correct part of it, so the size of the effect on a given scanner is only
+known when the calibration series holds set-ups of more than one size; then the line is interpolated, otherwise it is a
+term of the budget.
 """
 
 from collections.abc import Sequence
