@@ -118,13 +118,16 @@ def _extractor(bin_width_hu: float, names: Sequence[str]) -> RadiomicsFeatureExt
 @contextmanager
 def _bin_edges_at(anchor_hu: float | None) -> Iterator[None]:
     """Let pyradiomics use bin edges anchored at a fixed HU (IBSI "FBS") while one VOI is computed."""
-    library = imageoperations.getBinEdges
+    if anchor_hu is None:
+        yield
+        return
+    library, lowest = imageoperations.getBinEdges, anchor_hu
 
     def anchored(values: NDArray[np.float64], **settings: float) -> NDArray[np.float64]:
         width = settings["binWidth"]
-        return np.arange(anchor_hu, values.max() + 2 * width, width)
+        return np.arange(lowest, values.max() + 2 * width, width)
 
-    imageoperations.getBinEdges = library if anchor_hu is None else anchored
+    imageoperations.getBinEdges = anchored
     try:
         yield
     finally:
