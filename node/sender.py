@@ -39,6 +39,7 @@ from storage.retention import mark_delivered as mark_study_delivered
 
 LOGGER = logging.getLogger(__name__)
 LOOK_FOR_WORK_S = 2.0
+ANSWERS_AT_ONCE, ANSWERS_WAIT_S = 20, 0.5
 REFUSALS_TO_STOP = 3  # answers "for now" in a row after which the association is given up
 
 
@@ -51,6 +52,34 @@ class _Batch:
 
     def __bool__(self) -> bool:
         return bool(self.items or self.unconfirmed)
+
+
+class _Answers:
+    """Collects answers and hands them on in small groups, the last ones when the block ends, however it ends."""
+
+    def __init__(self, settle: Callable[[Sequence[tuple[OutboxItem, Answer]]], None]) -> None:
+        self.all: list[tuple[OutboxItem, Answer]] = []
+        self._waiting: list[tuple[OutboxItem, Answer]] = []
+        self._settle = settle
+        self._since = monotonic()
+
+    def __enter__(self) -> "_Answers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+
+    def add(self, item: OutboxItem, answer: Answer) -> None:
+        self.all.append((item, answer))
+        self._waiting.append((item, answer))
+        if len(self._waiting) >= ANSWERS_AT_ONCE or monotonic() - self._since > ANSWERS_WAIT_S:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._settle(self._waiting)
+        self._waiting = []
+        self._since = monotonic()
 
 
 class DestinationSender:
@@ -138,20 +167,24 @@ class DestinationSender:
         self._confirm(association, [*batch.unconfirmed, *sent])
 
     def _send_all(self, association: PacsAssociation, items: Sequence[OutboxItem]) -> list[OutboxItem]:
-        """Send until done, stopped or refused too often in a row; returns what awaits commitment."""
-        awaiting, refusals = [], 0
-        for item in items:
-            if self._stop.is_set():
-                break
-            self._turn_at = started = monotonic()
-            answer = association.store(item.path)
-            if self._settle(item, answer, commits=self._commits(association)) is Delivery.SENT:
-                awaiting.append(item)
-            _log_store(item, answer, monotonic() - started)
-            refusals = refusals + 1 if answer.meaning is Meaning.FOR_NOW else 0
-            if not association.alive or refusals >= REFUSALS_TO_STOP:
-                raise DeliveryError(f"{self.destination.name}: {answer.text}", permanent=False)
-        return awaiting
+        """Send until done, stopped or refused too often in a row; returns what awaits commitment.
+
+        Answers are written a few at a time: a crash in between resends those few, as the same objects.
+        """
+        answers = _Answers(lambda found: self._settle(found, commits=self._commits(association)))
+        refusals = 0
+        with answers:
+            for item in items:
+                if self._stop.is_set():
+                    break
+                self._turn_at = started = monotonic()
+                answer = association.store(item.path)
+                _log_store(item, answer, monotonic() - started)
+                answers.add(item, answer)
+                refusals = refusals + 1 if answer.meaning is Meaning.FOR_NOW else 0
+                if not association.alive or refusals >= REFUSALS_TO_STOP:
+                    raise DeliveryError(f"{self.destination.name}: {answer.text}", permanent=False)
+        return [item for item, answer in answers.all if answer.meaning is Meaning.STORED and self._commits(association)]
 
     def _commits(self, association: PacsAssociation) -> bool:
         """Whether commitment will be asked for what this association stores."""
@@ -160,24 +193,24 @@ class DestinationSender:
             use is CommitmentUse.WHEN_OFFERED and association.offers_commitment
         )  # fmt: skip
 
-    def _settle(self, item: OutboxItem, answer: Answer, *, commits: bool) -> Delivery:
-        """The answer to one C-STORE, into the database."""
+    def _settle(self, answers: Sequence[tuple[OutboxItem, Answer]], *, commits: bool) -> None:
+        """Answers to C-STOREs, into the database."""
         now = datetime.now(UTC)
         with self._sessions.begin() as session:
-            if answer.meaning is Meaning.STORED:
-                if commits:
-                    mark_sent(session, item.id, answer.text, now)
-                    return Delivery.SENT
-                mark_delivered(session, [item.id], answer.text, now)
-                _mark_studies(session, [item], now)
-                return Delivery.DELIVERED
-            if answer.meaning is Meaning.NO_CONTEXT and use_other_form(session, item.id, answer.text, now):
-                return Delivery.REPLACED
-            if answer.meaning is Meaning.FOR_NOW and not self._given_up(item, now):
-                mark_refused_for_now(session, item.id, answer.text, now + timedelta(seconds=self._delay_s(item)))
-                return Delivery.WAITING
+            for item, answer in answers:
+                self._settle_one(session, item, answer, now, commits)
+            if not commits:
+                _mark_studies(session, [item for item, answer in answers if answer.meaning is Meaning.STORED], now)
+
+    def _settle_one(self, session: Session, item: OutboxItem, answer: Answer, now: datetime, commits: bool) -> None:
+        if answer.meaning is Meaning.STORED and commits:
+            mark_sent(session, item.id, answer.text, now)
+        elif answer.meaning is Meaning.STORED:
+            mark_delivered(session, [item.id], answer.text, now)
+        elif answer.meaning is Meaning.FOR_NOW and not self._given_up(item, now):
+            mark_refused_for_now(session, item.id, answer.text, now + timedelta(seconds=self._delay_s(item)))
+        elif answer.meaning is not Meaning.NO_CONTEXT or not use_other_form(session, item.id, answer.text, now):
             mark_dead(session, item.id, answer.text)
-            return Delivery.DEAD
 
     def _confirm(self, association: PacsAssociation, items: Sequence[OutboxItem]) -> None:
         if not items:
