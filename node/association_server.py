@@ -20,7 +20,6 @@ from typing import Any
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import attempt
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
@@ -28,7 +27,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 from node.receiver_settings import TlsSettings
 from node.store_status import HANDLER_FAULT, Answer
 from node.streaming import OpenFile, StoreRequest, StreamingMessages
-from node.upper_layer import MALFORMED_PDU, MAX_CONTROL_PDU_BYTES, PDU_HEADER_BYTES, BoundedSocket, BoundedUpperLayer
+from node.upper_layer import MAX_CONTROL_PDU_BYTES, PDU_HEADER_BYTES, BoundedSocket, BoundedUpperLayer
 
 LOGGER = logging.getLogger(__name__)
 
@@ -197,7 +196,7 @@ class AssociationServer(ThreadedAssociationServer):  # type: ignore[misc]
                 connection.settimeout(self._limits.association_timeout_s)
                 connection.do_handshake()
             return connection, _read_request(connection, deadline)
-        except (OSError, *MALFORMED_PDU) as exc:
+        except (OSError, ValueError) as exc:
             LOGGER.info("connection from %s closed: %s", address[0], str(exc)[:200])
             _shut_down(connection)
             return None, b""
@@ -228,7 +227,7 @@ def make_tls_context(tls: TlsSettings) -> ssl.SSLContext:
 
 
 def _read_request(connection: socket.socket, deadline: float) -> bytes:
-    """The whole A-ASSOCIATE-RQ PDU, checked to be one; memory grows with what arrives, not with what is announced."""
+    """The whole A-ASSOCIATE-RQ PDU, undecoded; memory grows with what arrives, not with what is announced."""
     header = _read(connection, PDU_HEADER_BYTES, deadline)
     if header[0] != A_ASSOCIATE_RQ_TYPE:
         hint = "; a TLS hello: that peer needs the TLS port" if header[0] == TLS_HANDSHAKE_TYPE else ""
@@ -236,11 +235,7 @@ def _read_request(connection: socket.socket, deadline: float) -> bytes:
     (length,) = struct.unpack(">I", header[2:])
     if length > MAX_CONTROL_PDU_BYTES:
         raise ValueError(f"association request of {length} bytes, at most {MAX_CONTROL_PDU_BYTES} allowed")
-    request = header + _read(connection, length, deadline)
-    pdu = A_ASSOCIATE_RQ()
-    pdu.decode(request)
-    pdu.to_primitive()
-    return request
+    return header + _read(connection, length, deadline)
 
 
 def _read(connection: socket.socket, length: int, deadline: float) -> bytes:

@@ -325,4 +325,4 @@ class BoundedUpperLayer(DULServiceProvider):  # type: ignore[misc]
     def _limit_bytes(self, pdu_type: int) -> int:
         if pdu_type != P_DATA_TYPE:
             return MAX_CONTROL_PDU_BYTES
-        return (self.assoc.acceptor.maximum_length or UNLIMITED_PDU_BYTES) + PDU_SLACK_BYTES
+        return (self.assoc.ae.maximum_pdu_size or UNLIMITED_PDU_BYTES) + PDU_SLACK_BYTES

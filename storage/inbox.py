@@ -25,7 +25,7 @@ from typing import BinaryIO
 # made once with uuid4 (PS3.5 B.2); stands in the meta header of every file that this node writes
 IMPLEMENTATION_CLASS_UID = "2.25.138334235982746445881436096026109240961"
 IMPLEMENTATION_VERSION_NAME = "QCT_NODE"
-WRITE_BUFFER_BYTES = 256 * 1024
+WRITE_BUFFER_BYTES = 64 * 1024  # longer fragments go straight to the file
 DISK_STATE_LIFE_S = 0.5  # statvfs is asked at most this often
 
 
@@ -67,6 +67,7 @@ class IncomingFile:
         self.path = path
         self.names = names
         self.data_bytes = 0
+        self.placed = False
         self.error: OSError | None = None
         self._digest = hashlib.sha256(names.transfer_syntax_uid.encode())
         self._file: BinaryIO | None = None
@@ -104,7 +105,8 @@ class IncomingFile:
     def discard(self) -> None:
         """Remove the temporary file; harmless when it has been placed or discarded already."""
         self._close()
-        self.path.unlink(missing_ok=True)
+        if not self.placed:
+            self.path.unlink(missing_ok=True)
 
     @property
     def digest(self) -> str:
@@ -154,7 +156,8 @@ class Inbox:
         target = f"{self.root}/{relative_path}"
         while True:
             try:
-                os.rename(incoming.path, target)
+                incoming.path.rename(target)
+                incoming.placed = True
                 return
             except FileNotFoundError:  # the study's folder is new, or was removed just now with its last file
                 if not incoming.path.exists():
@@ -164,7 +167,7 @@ class Inbox:
 
     def sync_folders(self, relative_paths: Iterable[str]) -> None:
         """Make renames durable: one fsync for each folder that holds one of the paths."""
-        for folder in {os.path.dirname(path) for path in relative_paths}:
+        for folder in {path.rpartition("/")[0] for path in relative_paths}:
             sync_folder(f"{self.root}/{folder}")
 
     def quarantine(self, path: Path, sop_instance_uid: str) -> Path:
