@@ -3,18 +3,24 @@
 The phantom scans given count as commissioned for this run, and the report says so.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from analysis.calibration_report import calibration_report
-from analysis.chain import Toolkit, analyse_phantom
-from analysis.errors import AnalysisError, UnusableSeriesError
+from analysis.chain import analyse_phantom
+from analysis.errors import AnalysisError, NoVertebraError, UnusableSeriesError
 from analysis.qc_charts import scan_chart
-from analysis.results import Calibration, PatientResult, Reason
+from analysis.results import Calibration, ChosenCalibration, ModelUsed, Reason, Segmentation, SeriesHeader
 from analysis.segmentation import segment_vertebrae
 from analysis.segmentation_report import segmentation_report
+from analysis.version import SOFTWARE_NAME, SOFTWARE_VERSION
 from node.analysis_setup import analysis_settings, find_phantom, make_toolkit, site_timezone
 from node.config import Config
-from node.encode_results import encode_phantom_answer
+from node.encode_results import encode_phantom_answer, encode_refusal
 from node.encoded import EncodedObject
 from node.nifti import body_path, write_nifti
 from node.patient_flow import PatientStudy, encode_patient, measure_patient
@@ -25,22 +31,55 @@ from storage.ct_series import CtSeries, load_ct_series
 from storage.dicom_folder import SeriesFiles, find_series
 
 
-def analyse_folder(folder: Path, phantom_folders: tuple[Path, ...], out: Path, config: Config) -> PatientResult:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command ends with: "reported" or "refused", and why."""
+
+    status: str
+    reasons: tuple[Reason, ...]
+
+
+def analyse_folder(folder: Path, phantom_folders: tuple[Path, ...], out: Path, config: Config) -> Answer:
     """Measure one study; write report.json, picture.png and the DICOM objects below `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    answers = [_measure_phantom_folder(phantom, config)[0] for phantom in phantom_folders]
-    calibrations = tuple(answer for answer in answers if isinstance(answer, Calibration))
-    why_none = tuple(why for answer in answers if not isinstance(answer, Calibration) for why in answer)
-    series = load_ct_series(_suitable_series(folder, config).paths, site_timezone(config))
-    toolkit: Toolkit = make_toolkit(config)
-    study = PatientStudy(series, choose_from(calibrations, why_none, config))
-    result = measure_patient(study, toolkit)
+    files = find_series(folder)
+    try:
+        chosen = _suitable_series(files, config)
+        series = load_ct_series(chosen.paths, site_timezone(config))
+    except AnalysisError as refusal:
+        return _refuse_unread(files[0], Reason(refusal.code, refusal.text), out, config)
+    result = measure_patient(PatientStudy(series, _choice(phantom_folders, config)), make_toolkit(config))
     objects, picture = encode_patient(result, series, config.results)
     write_json(patient_report(result), out / "report.json")
     if picture:
         (out / "picture.png").write_bytes(picture)
     write_objects(objects, out / "dicom")
-    return result
+    return Answer(result.status, result.reasons)
+
+
+def _choice(phantom_folders: tuple[Path, ...], config: Config) -> Callable[[SeriesHeader], ChosenCalibration]:
+    """Measure the phantom scans given; the answer chooses among them, or says why none could be measured."""
+    answers = [_measure_phantom_folder(phantom, config)[0] for phantom in phantom_folders]
+    found = tuple(answer for answer in answers if isinstance(answer, Calibration))
+    why_none = tuple(why for answer in answers if not isinstance(answer, Calibration) for why in answer)
+    return choose_from(found, why_none, config)
+
+
+def _refuse_unread(files: SeriesFiles, refusal: Reason, out: Path, config: Config) -> Answer:
+    """A study whose images could not even be read still gets its report and its refusal SR."""
+    header = files.header
+    report = {
+        "status": "refused",
+        "reasons": reasons((refusal,)),
+        "series_instance_uid": str(header.get("SeriesInstanceUID", "")),
+        "study_instance_uid": str(header.get("StudyInstanceUID", "")),
+        "vertebrae": [],
+        "software": {"name": SOFTWARE_NAME, "version": SOFTWARE_VERSION},
+    }
+    write_json(report, out / "report.json")
+    if header.get("SOPInstanceUID") and header.get("SeriesInstanceUID") and header.get("StudyInstanceUID"):
+        write_objects(encode_refusal((refusal,), (header,), config.results), out / "dicom")
+    return Answer("refused", (refusal,))
 
 
 def calibrate_folder(folder: Path, out: Path, config: Config) -> tuple[bool, tuple[Reason, ...]]:
@@ -48,8 +87,9 @@ def calibrate_folder(folder: Path, out: Path, config: Config) -> tuple[bool, tup
     out.mkdir(parents=True, exist_ok=True)
     answer, series = _measure_phantom_folder(folder, config)
     if isinstance(answer, Calibration):
-        report, chart = calibration_report(answer), scan_chart(answer)
-        (out / "chart.png").write_bytes(chart)
+        report: dict[str, Any] = dict(calibration_report(answer))
+        chart: bytes | None = scan_chart(answer)
+        (out / "chart.png").write_bytes(chart or b"")
         accepted, found = answer.accepted, answer.reasons
     else:
         report, chart = {"accepted": False, "rods": [], "gates": [], "reasons": reasons(answer)}, None
@@ -61,14 +101,30 @@ def calibrate_folder(folder: Path, out: Path, config: Config) -> tuple[bool, tup
 
 
 def segment_folder(folder: Path, out: Path, config: Config) -> None:
-    """Write the label map, the body map beside it and segment.json."""
+    """Write label map, body map and segment.json; all empty, with the reason, where no spine is found.
+
+    Raises
+    ------
+    NoVertebraError : after the files are written
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     series = load_ct_series(_longest_series(folder).paths, site_timezone(config))
     toolkit = make_toolkit(config)
-    segmentation = segment_vertebrae(series.volume, toolkit.networks, analysis_settings(config).segmentation)
+    try:
+        segmentation = segment_vertebrae(series.volume, toolkit.networks, analysis_settings(config).segmentation)
+    except NoVertebraError as refusal:
+        nothing = np.zeros(series.volume.hu.shape, np.uint8)
+        _write_segmentation(Segmentation(nothing, nothing, (), (), (Reason(refusal.code, refusal.text),)), series, out)
+        raise
+    _write_segmentation(segmentation, series, out, toolkit.models)
+
+
+def _write_segmentation(
+    segmentation: Segmentation, series: CtSeries, out: Path, models: tuple[ModelUsed, ...] = ()
+) -> None:
     write_nifti(out, segmentation.labels, series.volume.affine)
     write_nifti(body_path(out), segmentation.body, series.volume.affine)
-    write_json(segmentation_report(segmentation, toolkit.models), out.parent / "segment.json")
+    write_json(segmentation_report(segmentation, models), out.parent / "segment.json")
 
 
 def write_objects(objects: tuple[EncodedObject, ...], folder: Path) -> None:
@@ -94,9 +150,8 @@ def _longest_series(folder: Path) -> SeriesFiles:
     return find_series(folder)[0]
 
 
-def _suitable_series(folder: Path, config: Config) -> SeriesFiles:
-    """The series of the folder to analyse; a folder with one series is taken as it is, the checks judge it."""
-    found = find_series(folder)
+def _suitable_series(found: tuple[SeriesFiles, ...], config: Config) -> SeriesFiles:
+    """The series to analyse; a folder with one series is taken as it is, the checks judge it."""
     if len(found) == 1:
         return found[0]
     choice = choose_series([(series.header, series.n_slices) for series in found], config.series)

@@ -204,7 +204,7 @@ def _patient_outcome(task: AnalysisTask, result: PatientResult, loaded: CtSeries
 
 def _refused_unread(task: AnalysisTask, series: JudgedSeries, refusal: Reason, context: Context) -> StudyOutcome:
     """A study whose images could not even be read: the refusal still goes back to PACS."""
-    objects = (encode_refusal((refusal,), (series.header,), context.config.results),)
+    objects = encode_refusal((refusal,), (series.header,), context.config.results)
     return StudyOutcome(
         task.study_instance_uid,
         task.version,

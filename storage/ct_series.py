@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,13 +113,14 @@ def _slice_hu(ds: Dataset) -> NDArray[np.float32]:
         raise UnusableSeriesError(
             "PIXELS_UNREADABLE", f"pixel array {stored.shape} found; {(ds.Rows, ds.Columns)} expected"
         )
-    hu = stored.astype(np.float32) * np.float32(ds.RescaleSlope) + np.float32(ds.RescaleIntercept)
+    hu: NDArray[np.float32] = stored.astype(np.float32) * np.float32(ds.RescaleSlope) + np.float32(ds.RescaleIntercept)
     if (padding := _padding_value(ds, stored.dtype)) is not None:
         hu[stored == padding] = AIR_HU
-    return np.maximum(hu, AIR_HU, out=hu)
+    np.maximum(hu, AIR_HU, out=hu)
+    return hu
 
 
-def _padding_value(ds: Dataset, dtype: np.dtype) -> int | None:  # type: ignore[type-arg]
+def _padding_value(ds: Dataset, dtype: np.dtype[Any]) -> int | None:
     """PixelPaddingValue in the pixels' own type: some scanners write -2000 as unsigned 63536 (PS3.3 C.7.5.1.1.2)."""
     padding = number(ds, "PixelPaddingValue")
     if padding is None:
