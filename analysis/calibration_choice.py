@@ -92,6 +92,7 @@ def _required(header: SeriesHeader, limits: ChoiceLimits) -> datetime:
     }
     absent = [name for name, value in wanted.items() if not value and name not in limits.may_be_absent]
     if absent or header.acquired is None:
+        absent = absent or ["acquisition time"]
         text = f"{', '.join(absent)} absent in series {header.series_instance_uid}; expected, since a calibration must match it"
         raise NoValidCalibrationError("CALIBRATION_KEY_MISSING", text)
     return header.acquired

@@ -95,9 +95,12 @@ def commissioning_gap(series: CalibrationSeries, at: datetime, limits: Commissio
     needed = needed_scans(series, at, limits)
     if len(accepted) < needed:
         return f"{needed - len(accepted)} more accepted phantom scans ({len(accepted)} of {needed})"
-    spread = largest_disagreement_mg_cm3(accepted[:needed]) if 1 < needed < limits.scans else 0.0
+    if not 1 < needed < limits.scans:
+        return ""
+    windows = [accepted[i : i + needed] for i in range(len(accepted) - needed + 1)]
+    spread = min(largest_disagreement_mg_cm3(window) for window in windows)
     if spread > limits.agreement_mg_cm3:
-        return f"scans that agree: the first {needed} differ by {spread:.1f} mg/cm3, allowed {limits.agreement_mg_cm3:.1f}"
+        return f"{needed} scans in a row that agree within {limits.agreement_mg_cm3:.1f} mg/cm3; they differ by {spread:.1f}"
     return ""
 
 

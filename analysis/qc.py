@@ -17,6 +17,8 @@ from analysis.refusals import reason
 from analysis.results import Calibration, Reason
 
 DAYS_PER_YEAR = 365.25
+# Noise follows the dose of the scan: it asks for a repeat, it never stops a series by itself
+NOISE = "noise"
 
 
 class QcAction(StrEnum):
@@ -135,7 +137,7 @@ def _quantities(series: Sequence[Calibration], limits: QcLimits) -> list[_Quanti
         values = tuple(c.measurement.rods[index].hu for c in series)
         quantities.append(_Quantity(f"rod {rod.name}", "HU", values, max(hu, 0.003 * abs(float(np.mean(values))))))
     quantities.append(_Quantity("SEE", "HU", tuple(c.line.see_hu for c in series), hu))
-    quantities.append(_Quantity("noise", "HU", tuple(noise), limits.sd_floor_noise_fraction * float(np.mean(noise))))
+    quantities.append(_Quantity(NOISE, "HU", tuple(noise), limits.sd_floor_noise_fraction * float(np.mean(noise))))
     return quantities
 
 
@@ -220,4 +222,6 @@ def _violations(
         found.append(("R-4s", QcAction.REPEAT, "two scans in a row beyond 2 SD on either side"))
     if after.size >= 10 and (min(after[-10:]) > 0 or max(after[-10:]) < 0):
         found.append(("10x", QcAction.NOTIFY, "ten scans in a row on one side of the baseline"))
-    return [Violation(rule, quantity.name, action, text) for rule, action, text in found]
+    mildest = QcAction.REPEAT if quantity.name == NOISE else QcAction.STOP
+    order = list(QcAction).index
+    return [Violation(rule, quantity.name, min(action, mildest, key=order), text) for rule, action, text in found]
