@@ -7,6 +7,7 @@ for the overview, as the template asks.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
 from node import codes
@@ -258,13 +259,13 @@ def _private_codes(facts: ConformanceFacts) -> str:
     )
 
 
-def private_codes() -> tuple[codes.Code, ...]:
+def private_codes() -> tuple[Code, ...]:
     """Every private code of `node.codes` and of its feature table, once, in order of definition."""
-    found: list[codes.Code] = []
+    found: list[Code] = []
     for value in vars(codes).values():
         found.extend(value.values() if isinstance(value, dict) else [value])
     found.extend(item.code for item in codes.feature_codes().values())
-    known = (item for item in found if isinstance(item, codes.Code))
+    known = (item for item in found if isinstance(item, Code))
     return tuple({code.value: code for code in known if code.scheme_designator == codes.PRIVATE_SCHEME}.values())
 
 

@@ -6,6 +6,7 @@ The physicist sees at the console whether this week's scan is accepted, with eve
 from collections.abc import Sequence
 
 from pydicom import Dataset
+from pydicom.sr.coding import Code
 
 from analysis.results import Calibration, Gate, Reason
 from node import codes
@@ -78,7 +79,7 @@ def _refusal_sections(reasons: Sequence[Reason], task: EncodingTask) -> tuple[Se
     )
 
 
-def _section(heading: codes.Code, item: codes.Code, sentences: Sequence[str]) -> Section:
+def _section(heading: Code, item: Code, sentences: Sequence[str]) -> Section:
     return Section(heading, item, tuple(ascii_text(sentence) for sentence in sentences))
 
 

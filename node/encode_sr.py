@@ -7,6 +7,7 @@ blanks the whole report in OHIF, so every group has one.
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -31,6 +32,7 @@ from pydicom.sr.coding import Code
 
 from analysis.errors import EncodingError
 from analysis.results import BmdSummary, PatientResult, VertebraBmd
+from analysis.version import SOFTWARE_NAME
 from node import codes
 from node.encode_seg import SegmentReference
 from node.encoded import EncodedObject, ObjectKind
@@ -50,7 +52,7 @@ from node.source_headers import ascii_text
 from node.sr_document import measurement_document, observation_context, text_item
 from node.voi_outlines import Outline, outlines_of
 
-Group = VolumetricROIMeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations
+Group: TypeAlias = VolumetricROIMeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations
 
 
 def encode_measurements(
@@ -83,12 +85,12 @@ def measurement(
     return item
 
 
-def voi_algorithm(result: PatientResult, software_name: str) -> AlgorithmIdentification:
+def voi_algorithm(result: PatientResult) -> AlgorithmIdentification:
     """How the VOI came about: rule version and networks with their hashes (TID 4019)."""
     rule = result.vois[0].rule_version
     models = [f"{model.name} {model.version} SHA-256 {model.sha256}" for model in result.models]
     return AlgorithmIdentification(
-        name=f"{software_name} trabecular VOI", version=result.software_version,
+        name=f"{SOFTWARE_NAME} trabecular VOI", version=result.software_version,
         parameters=[ascii_text(text) for text in (f"VOI rule {rule}", *models)],
         family=codes.ARTIFICIAL_INTELLIGENCE,
     )
@@ -98,7 +100,7 @@ def _values(levels: tuple[str, ...], result: PatientResult, summary: BmdSummary)
     if len(levels) > 1:
         volume_mm3 = sum(vertebra.voi_volume_mm3 for vertebra in result.vertebrae)
         return [*_density(summary.bmd_mg_cm3, summary.u_bmd_mg_cm3, result, summary),
-                measurement(codes.VOLUME, volume_mm3 / 1000, codes.CM3, 2, voi_algorithm(result, "qct-node"))]
+                measurement(codes.VOLUME, volume_mm3 / 1000, codes.CM3, 2, voi_algorithm(result))]
     vertebra = next(item for item in result.vertebrae if item.level == levels[0])
     return [*_density(vertebra.bmd_mg_cm3, vertebra.u_bmd_mg_cm3, result, summary), *_of_vertebra(vertebra, result)]
 
@@ -112,7 +114,7 @@ def _density(bmd_mg_cm3: float, u_mg_cm3: float, result: PatientResult, summary:
 
 
 def _of_vertebra(vertebra: VertebraBmd, result: PatientResult) -> list[Measurement]:
-    algorithm = voi_algorithm(result, "qct-node")
+    algorithm = voi_algorithm(result)
     return [
         measurement(codes.VBMD_SD, vertebra.sd_bmd_mg_cm3, codes.MG_PER_CM3, 1, _calibration_algorithm(result)),
         measurement(codes.MEAN_HU, vertebra.mean_hu, codes.HU, 1, algorithm),
@@ -135,7 +137,7 @@ def _calibration_algorithm(result: PatientResult) -> AlgorithmIdentification:
         f"interpolation weight {chosen.interpolation_weight:.3f} towards {chosen.bracketing_id}",
     )
     return AlgorithmIdentification(
-        name="qct-node asynchronous QCT calibration", version=result.software_version,
+        name=f"{SOFTWARE_NAME} asynchronous QCT calibration", version=result.software_version,
         parameters=[ascii_text(text) for text in parameters],
     )
 

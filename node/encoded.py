@@ -89,7 +89,7 @@ class EncodingSettings:
     segmentation_type: SegmentationType = SegmentationType.BINARY
     max_frames_per_segmentation: int = 400  # Weasis 4.6 does not show more (nroduit/Weasis#680)
     manufacturer: str = SOFTWARE_NAME
-    model_name: str = "qct-node"
+    model_name: str = SOFTWARE_NAME
     device_serial_number: str = "1"
     station_name: str = "QCT"
     software_version: str = SOFTWARE_VERSION

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from analysis.errors import EncodingError
@@ -73,7 +74,7 @@ def _table(axes: Axes, result: PatientResult, summary: BmdSummary) -> None:
     if len(summary.levels) > 1:
         rows.append((f"mean {' + '.join(summary.levels)}", f"{summary.bmd_mg_cm3:.1f}",
                      f"+/- {COVERAGE_FACTOR * summary.u_bmd_mg_cm3:.1f}", "", "", "", ""))
-    table = axes.table(rows, colLabels=_COLUMNS, cellLoc="center", loc="center", bbox=(0, 0, 1, 1))
+    table = axes.table(rows, colLabels=_COLUMNS, cellLoc="center", loc="center", bbox=Bbox.unit())
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     for cell in table.get_celld().values():

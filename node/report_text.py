@@ -106,8 +106,8 @@ def action_text(reason: Reason) -> str:
 
 def reference_sentence(reference: Reference) -> str:
     return ascii_text(
-        f"Population: Z-score {reference.z_score:+.1f}, percentile {reference.percentile:.0f} of {reference.population} "
-        f"({reference.source})."
+        f"Population: Z-score {reference.z_score:+.1f}, percentile {reference.percentile:.0f} of "
+        f"{reference.population} ({reference.source})."
     )
 
 

@@ -27,7 +27,7 @@ def derive_uid(root: str, parts: Iterable[str]) -> str:
 
 def patient_inputs(result: PatientResult, headers: Sequence[Dataset], predecessors: Sequence[Predecessor]) -> str:
     """Digest of all that decided on a patient result."""
-    calibration = ()
+    calibration: tuple[str, ...] = ()
     if result.chosen is not None:
         chosen = result.chosen
         calibration = (chosen.calibration.id, str(chosen.bracketing_id), f"{chosen.interpolation_weight:.6f}")

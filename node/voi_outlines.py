@@ -50,7 +50,7 @@ def _outline(levels: tuple[str, ...], voi: Voi, index: int) -> Outline:
     if not lines:
         raise EncodingError(f"the VOI of {voi.level} has no outline on its middle slice")
     corner = np.array([voi.start[2], voi.start[1]]) - 1  # of the padded box
-    points = np.asarray(max(lines, key=len), dtype=np.float64) + corner + 0.5
+    points = np.asarray(max(map(np.asarray, lines), key=np.size), dtype=np.float64) + corner + 0.5
     return Outline(levels, voi.start[0] + index, np.vstack([points[:-1], points[:1]]))
 
 

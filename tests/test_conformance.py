@@ -1,6 +1,7 @@
 """The Conformance Statement says what the configuration says, in the template's order."""
 
 import re
+from pathlib import Path
 
 from node.conformance import ConformanceFacts, PeerFacts, conformance_statement, created_sop_class_uid, private_codes
 from node.encode_results import encode_patient_result
@@ -57,3 +58,9 @@ def test_every_private_code_that_is_written_is_listed() -> None:
 def test_tls_is_stated_only_where_configured() -> None:
     assert "no TLS port" in conformance_statement(make_facts())
     assert "TLS 1.2 or newer on port 2762" in conformance_statement(make_facts(tls_port=2762))
+
+
+def test_the_documented_private_codes_are_those_of_the_code() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "conformance.md").read_text()
+    listed = re.findall(r"^\| ([A-Z0-9-]+) \| ", page, re.MULTILINE)
+    assert listed == [code.value for code in private_codes()]
