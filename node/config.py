@@ -26,6 +26,7 @@ from analysis.internal_check import TissueLimits
 from analysis.phantom_types import MINDWAYS_MODEL_3_CT
 from analysis.protocol import ProtocolReference
 from analysis.qc import QcLimits
+from analysis.radiomics_settings import RadiomicsSettings
 from analysis.results import PhantomSpec
 from analysis.vertebra_checks import VertebraLimits
 from analysis.voi import VoiRule
@@ -131,6 +132,7 @@ class Config:
     uncertainties: BmdUncertainties = BmdUncertainties()
     body_size: SizeRule = SizeRule()
     tissues: TissueLimits = TissueLimits()
+    radiomics: RadiomicsSettings = RadiomicsSettings()
     results: EncodingSettings = EncodingSettings()
     logging: LoggingSettings = LoggingSettings()
 
@@ -274,7 +276,13 @@ def _check_bmd(config: Config) -> Iterator[Fault]:
         )
 
 
+def _check_radiomics(config: Config) -> Iterator[Fault]:
+    path = config.radiomics.model_file
+    if path is not None and not path.is_file():
+        yield Fault(("radiomics", "model_file"), f"found no file at {path}, expected a model by `train radiomics`")
+
+
 CHECKS: tuple[Callable[[Config], Iterator[Fault]], ...] = (
     _check_timezone, _check_peers, _check_listening, _check_cluster, _check_destinations, _check_phantoms,
-    _check_series, _check_bmd,
+    _check_series, _check_bmd, _check_radiomics,
 )  # fmt: skip
