@@ -79,7 +79,7 @@ def find_phantom(config: Config, serial: str | None, acquired: datetime | None) 
     if not valid:
         registered = ", ".join(sorted({p.serial for p in config.phantoms})) or "none"
         raise PhantomUnusableError(
-            "UNKNOWN_PHANTOM",
+            "UNKNOWN_PHANTOM_SERIAL",
             f"phantom serial {serial!r} is not registered ({registered}); enter its certificate in phantoms",
         )
     return max(valid, key=lambda p: p.valid_from.timestamp() if p.valid_from else float("-inf"))

@@ -1,0 +1,165 @@
+"""`qct-node analyse` on DICOM folders: refusals that need no segmentation, each with code, words and exit code 3.
+
+Refusals that follow the segmentation (spine, level, vertebra, VOI) are reached in test_chain.py with true masks.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+from typer.testing import CliRunner
+
+from analysis.results import Calibration
+from node import offline
+from node.commands import app
+from node.config import Config
+from node.simulate import PhantomOrder, write_phantom
+from storage.ct_series import CtSeries
+from tests.synthetic import ACQUIRED, ramp_volume, write_ct
+
+Change = Callable[[int, Dataset], None]
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An accepted phantom scan of the day before, on the scanner of the default header."""
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(PhantomOrder(folder, slices=16, acquired=ACQUIRED - timedelta(days=1)), Config())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def measured_once(monkeypatch: pytest.MonkeyPatch, phantom: Path, remembered: dict[Path, object]) -> None:
+    """The same phantom scan is measured once for all tests."""
+    measure = offline._measure_phantom_folder
+
+    def remember(folder: Path, config: Config) -> tuple[Calibration, CtSeries]:
+        if folder not in remembered:
+            remembered[folder] = measure(folder, config)
+        return remembered[folder]  # type: ignore[return-value]
+
+    monkeypatch.setattr(offline, "_measure_phantom_folder", remember)
+
+
+@pytest.fixture(scope="module")
+def remembered() -> dict[Path, object]:
+    return {}
+
+
+def analyse(folder: Path, phantoms: list[Path], out: Path) -> tuple[int, dict[str, object]]:
+    options = [item for one in phantoms for item in ("--phantom", str(one))]
+    done = CliRunner().invoke(app, ["analyse", str(folder), *options, "--out", str(out)])
+    assert done.exit_code in (0, 2, 3), done.output + repr(done.exception)
+    return done.exit_code, json.loads((out / "report.json").read_text())
+
+
+def setting(**changes: object) -> Change:
+    def change(index: int, ds: Dataset) -> None:
+        for keyword, value in changes.items():
+            if value is None:
+                delattr(ds, keyword)
+            else:
+                setattr(ds, keyword, value)
+
+    return change
+
+
+def move_slice_3(distance_mm: float) -> Change:
+    def change(index: int, ds: Dataset) -> None:
+        if index == 3:
+            x, y, z = (float(v) for v in ds.ImagePositionPatient)
+            ds.ImagePositionPatient = [x, y, z + distance_mm]
+
+    return change
+
+
+def shear(index: int, ds: Dataset) -> None:
+    x, y, z = (float(v) for v in ds.ImagePositionPatient)
+    ds.ImagePositionPatient = [x, y + 0.4 * index, z]
+
+
+def truncate(index: int, ds: Dataset) -> None:
+    ds.PixelData = ds.PixelData[:64]
+
+
+REFUSALS: dict[str, Change] = {
+    "DUPLICATE_SLICE": move_slice_3(-2.5),
+    "UNEVEN_SPACING": move_slice_3(0.7),
+    "GANTRY_TILT": shear,
+    "MIXED_GEOMETRY": lambda index, ds: setattr(ds, "PixelSpacing", [0.8 + 0.1 * (index == 2), 0.8]),
+    "NOT_HU": setting(RescaleType="US"),
+    "LOSSY": setting(LossyImageCompression="01"),
+    "PIXELS_UNREADABLE": truncate,
+    "DERIVED_IMAGE": setting(ImageType=["DERIVED", "SECONDARY", "MPR"]),
+    "PROTOCOL_ENERGY": setting(ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "MONOENERGETIC"]),
+    "PROTOCOL_KVP": setting(KVP="70"),
+    "PROTOCOL_KERNEL": setting(ConvolutionKernel="BONEPLUS"),
+    "PROTOCOL_THICKNESS": setting(SliceThickness="5"),
+    "CONTRAST_TAG": setting(ContrastBolusAgent="IV"),
+    "CALIBRATION_KEY_MISMATCH": setting(KVP="100"),
+    "NO_CALIBRATION": setting(DeviceSerialNumber="ANOTHER"),
+    "CALIBRATION_KEY_MISSING": setting(ConvolutionKernel=None),
+    "CALIBRATION_EPOCH": setting(SoftwareVersions="2.0"),
+    "CALIBRATION_TABLE_HEIGHT": setting(TableHeight="210"),
+    "CALIBRATION_EXPIRED": setting(AcquisitionDate="20260401"),
+}
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_a_scan_that_must_not_be_measured_is_refused_with_its_code(code: str, phantom: Path, tmp_path: Path) -> None:
+    write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)), REFUSALS[code])
+    exit_code, report = analyse(tmp_path / "ct", [phantom], tmp_path / "out")
+    assert exit_code == 3 and report["status"] == "refused"
+    found = {reason["code"]: reason["text"] for reason in report["reasons"]}  # type: ignore[attr-defined]
+    assert code in found, found
+    assert report["vertebrae"] == []
+    assert (tmp_path / "out" / "dicom" / "9003-refusal.dcm").is_file()
+
+
+def test_a_missing_slice_is_refused_and_the_report_says_where(phantom: Path, tmp_path: Path) -> None:
+    write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)))[5].unlink()
+    exit_code, report = analyse(tmp_path / "ct", [phantom], tmp_path / "out")
+    (reason,) = report["reasons"]  # type: ignore[misc]
+    assert exit_code == 3 and reason["code"] == "SLICE_GAP" and "gap of 5.00 mm" in reason["text"]
+
+
+def test_two_slices_are_too_few(phantom: Path, tmp_path: Path) -> None:
+    for path in write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)))[2:]:
+        path.unlink()
+    exit_code, report = analyse(tmp_path / "ct", [phantom], tmp_path / "out")
+    assert exit_code == 3 and report["reasons"][0]["code"] == "TOO_FEW_SLICES"  # type: ignore[index]
+
+
+def test_a_study_without_axial_ct_has_no_suitable_series(phantom: Path, tmp_path: Path) -> None:
+    for name in ("scout", "mpr"):
+        image_type = ["ORIGINAL", "PRIMARY", "LOCALIZER"] if name == "scout" else ["DERIVED", "SECONDARY", "MPR"]
+        write_ct(tmp_path / "ct" / name, ramp_volume((12, 16, 24)), setting(ImageType=image_type))
+    exit_code, report = analyse(tmp_path / "ct", [phantom], tmp_path / "out")
+    assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"  # type: ignore[index]
+
+
+def test_without_a_phantom_scan_nothing_is_measured(tmp_path: Path) -> None:
+    write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)))
+    exit_code, report = analyse(tmp_path / "ct", [], tmp_path / "out")
+    assert exit_code == 3 and {r["code"] for r in report["reasons"]} == {"NO_CALIBRATION"}  # type: ignore[attr-defined]
+
+
+def test_a_phantom_of_unknown_serial_calibrates_nothing(phantom: Path, tmp_path: Path) -> None:
+    write_ct(tmp_path / "unknown", ramp_volume((12, 16, 24)), series_description="QCT PHANTOM 9999")
+    done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "unknown"), "--out", str(tmp_path / "out")])
+    answer = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert done.exit_code == 3 and not answer["accepted"]
+    assert answer["reasons"][0]["code"] == "UNKNOWN_PHANTOM_SERIAL"
+
+
+def test_a_patient_labelled_as_phantom_is_no_phantom(tmp_path: Path) -> None:
+    volume = ramp_volume((12, 64, 64))
+    volume.hu[:] = np.random.default_rng(1).normal(40, 20, volume.hu.shape)
+    write_ct(tmp_path / "ct", volume, series_description="QCT PHANTOM 4541A")
+    done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "ct"), "--out", str(tmp_path / "out")])
+    answer = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert done.exit_code == 3 and answer["reasons"][0]["code"] == "NOT_A_PHANTOM"
