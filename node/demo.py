@@ -66,9 +66,9 @@ def run_demo(out: Path, patients: int) -> int:
     config_path = _write_config(out, pacs)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=CONSOLE) as progress:
         phantoms, studies = _simulate(out, patients, progress)
-        node = _start_node(config_path, out)
+        node = start_node(config_path, out)
         try:
-            peer = Peer("127.0.0.1", _wait_for_port(config_path, node), "QCT-NODE", "DEMO")
+            peer = Peer("127.0.0.1", wait_for_port(config_path, node), "QCT-NODE", "DEMO")
             _send_and_wait(phantoms, peer, answers, progress, "weekly phantom scans")
             _send_and_wait(studies, peer, answers, progress, "patients")
         finally:
@@ -90,12 +90,12 @@ def _note(path: Path, answers: dict[str, float]) -> None:
 def _write_config(out: Path, pacs: EmbeddedPacs) -> Path:
     path = out / "config.yaml"
     path.write_text(
-        CONFIG.format(port=_free_port(), folder=out, pacs_title=pacs.ae_title, pacs_port=pacs.port, weeks=PHANTOM_WEEKS)
+        CONFIG.format(port=free_port(), folder=out, pacs_title=pacs.ae_title, pacs_port=pacs.port, weeks=PHANTOM_WEEKS)
     )
     return path
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -137,13 +137,13 @@ def _simulate_phantom(order: PhantomOrder) -> None:
     write_phantom(order, Config())
 
 
-def _start_node(config_path: Path, out: Path) -> subprocess.Popen[bytes]:
+def start_node(config_path: Path, out: Path) -> subprocess.Popen[bytes]:
     log = (out / "node.log").open("wb")
     command = [sys.executable, "-m", "node.commands", "serve", "--config", str(config_path)]
     return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def _wait_for_port(config_path: Path, node: subprocess.Popen[bytes]) -> int:
+def wait_for_port(config_path: Path, node: subprocess.Popen[bytes]) -> int:
     port = int(config_path.read_text().split("port: ")[1].split("}")[0])
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and node.poll() is None:
