@@ -91,6 +91,8 @@ class Receiver:
     def start(self) -> Recovery:
         """Bring inbox and database into agreement, then listen; OSError when a port or a TLS file cannot be had."""
         pynetdicom_config.LOG_HANDLER_LEVEL = "none"  # its own lines would hold whole association requests
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # a traceback for each damaged PDU; ours are a line
+        logging.getLogger("pynetdicom.service_class").setLevel(logging.ERROR)  # faults while storing
         pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE  # its warnings quote values
         recovery = recover(self._sessions, self._inbox, self.clock.now())
         ae = self._make_ae()

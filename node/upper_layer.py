@@ -35,10 +35,10 @@ PDU_HEADER_BYTES = 6
 MAX_CONTROL_PDU_BYTES = 2**20  # everything but P-DATA; an A-ASSOCIATE-RQ of 128 contexts needs about 100 kB
 PDU_SLACK_BYTES = 1024  # senders that count their own headers wrongly
 UNLIMITED_PDU_BYTES = 4 * 2**20  # bound when the node itself advertises "no limit"
-# what decoding a damaged PDU or command set raises in pynetdicom and pydicom
+# what decoding a damaged PDU or command set raises in pynetdicom (which also asserts) and pydicom
 MALFORMED_PDU = (
     ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OverflowError, EOFError,
-    RecursionError, struct.error,
+    RecursionError, AssertionError, struct.error,
 )  # fmt: skip
 
 
@@ -228,10 +228,14 @@ class GuardedStateMachine(StateMachine):  # type: ignore[misc]
             LOGGER.warning("association %s ended: %s", self.dul.assoc.name, str(exc)[:200])
             self.dul.socket.close()
             self.current_state = "Sta1"
-            primitive = A_P_ABORT()
-            primitive.provider_reason = 0x00
-            self.dul.to_user_queue.put(primitive)
+            self.dul.to_user_queue.put(_lost_connection() if self.dul.assoc.is_established else None)
             self.dul.kill_dul()
+
+
+def _lost_connection() -> A_P_ABORT:
+    primitive = A_P_ABORT()
+    primitive.provider_reason = 0x00
+    return primitive
 
 
 class BoundedUpperLayer(DULServiceProvider):  # type: ignore[misc]
