@@ -75,8 +75,8 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, timeout=180, check=False)
+def run(*command: str, timeout_s: float = 280.0) -> str:
+    done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
     return (done.stdout + done.stderr).decode("utf-8", "replace")
 
 
@@ -122,7 +122,7 @@ def test_pixelmed_finds_no_error_in_the_templates(name: str, files) -> None:
     assert untolerated("pixelmed", output, "error|warning") == []
 
 
-def validate_with_pixelmed(path: Path) -> str:
+def validate_with_pixelmed(path: Path, timeout_s: float = 280.0) -> str:
     classes = ("-cp", f"{PIXELMED_JAR}:/usr/share/java/*", "com.pixelmed.validate.DicomSRValidator")
-    output = run("java", *PIXELMED_OPTIONS, *classes, str(path))
+    output = run("java", *PIXELMED_OPTIONS, *classes, str(path), timeout_s=timeout_s)
     return "\n".join(line for line in output.splitlines() if not line.startswith("SLF4J"))

@@ -56,7 +56,7 @@ def validate(paths: dict[ObjectKind, Path]) -> Iterator[tuple[str, str, str]]:
     for kind, path in paths.items():
         yield kind.value, "dciodvfy", _verdict(untolerated("dciodvfy", run("dciodvfy", str(path)), TROUBLE))
         if kind not in (ObjectKind.SEGMENTATION, ObjectKind.PDF, ObjectKind.PICTURE, ObjectKind.PHANTOM_CHART):
-            output = validate_with_pixelmed(path)
+            output = validate_with_pixelmed(path, timeout_s=1800)
             yield kind.value, "PixelMed", _verdict(untolerated("pixelmed", output, TROUBLE))
 
 

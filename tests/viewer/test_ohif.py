@@ -76,13 +76,12 @@ def test_no_script_error_in_the_viewer(seen) -> None:
 
 
 def rgb_of(encoded: list[int]) -> np.ndarray:
-    """DICOM's scaled CIELab (PS3.3 C.10.7.1.1, D50) -> sRGB 0..255."""
+    """Scaled CIELab -> sRGB 0..255 as the viewer does it: with the white point D65, where PS3.3 C.10.7.1.1 means D50."""
     lightness = encoded[0] / 65535 * 100
     a, b = (value / 65535 * 255 - 128 for value in encoded[1:])
     y = (lightness + 16) / 116
     xyz = np.array([f**3 if f > 6 / 29 else 3 * (6 / 29) ** 2 * (f - 4 / 29) for f in (y + a / 500, y, y - b / 200)])
-    xyz = xyz * (0.9642, 1.0, 0.8249)  # D50
-    linear = np.array([[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540],
-                       [0.0719453, -0.2289914, 1.4052427]]) @ xyz
+    xyz = xyz * (0.95047, 1.0, 1.08883)  # D65
+    linear = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]]) @ xyz
     linear = np.clip(linear, 0, 1)
     return np.round(np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255)
