@@ -158,9 +158,10 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
     def _send_all(self, bytestream: bytes) -> None:
         deadline = time.monotonic() + (self.assoc.network_timeout or NO_TIMEOUT_S)
         view = memoryview(bytestream)
-        while view and self.socket is not None:
+        connection = self.socket  # the reading thread may take it away meanwhile; then sending fails as an OSError
+        while view and connection is not None:
             try:
-                view = view[self.socket.send(view) :]
+                view = view[connection.send(view) :]
             except (TimeoutError, BlockingIOError):
                 if time.monotonic() > deadline:
                     self.event_queue.put("Evt17")
@@ -175,8 +176,9 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             if self._wake_descriptor is not None:
                 os.eventfd_write(self._wake_descriptor, 1)
 
-    def release_wake(self) -> None:
-        """Give the wake-up's descriptor back; called once, when the reading thread has ended."""
+    def give_back(self) -> None:
+        """Give descriptor and buffer back when the reading thread has ended; the object may live on in a cycle."""
+        self._buffer, self._start, self._end = bytearray(), 0, 0
         with self._wake_lock:
             descriptor, self._wake_descriptor = self._wake_descriptor, None
         if descriptor is not None:
@@ -276,7 +278,7 @@ class BoundedUpperLayer(DULServiceProvider):  # type: ignore[misc]
         finally:
             self.assoc.dimse.abandon()
             if isinstance(self.socket, BoundedSocket):
-                self.socket.release_wake()
+                self.socket.give_back()
             self.attention.set()
 
     def _read_pdu_data(self) -> None:

@@ -53,6 +53,8 @@ def main() -> None:
             for measured in measure_all(root, associations, arguments)
         ]
     console.print(_table(measurements))
+    if arguments.out is not None:
+        arguments.out.write_text(_markdown(measurements, arguments))
 
 
 def measure_all(root: Path, associations: int, arguments: argparse.Namespace) -> list[Measurement]:
@@ -187,6 +189,27 @@ def _table(measurements: list[Measurement]) -> Table:
     return table
 
 
+def _markdown(measurements: list[Measurement], arguments: argparse.Namespace) -> str:
+    lines = [
+        "# Receiving beside Orthanc and DCMTK",
+        "",
+        f"`python -m tests.studies.receive_benchmark --instances {arguments.instances} --repeats {arguments.repeats}`: "
+        f"CT slices of 525 kB from DCMTK's storescu with TCP_NODELAY=1 over loopback, {os.cpu_count()} cores shared by "
+        f"senders and server; median of {arguments.repeats} runs in turn. The node and Orthanc answer after fsync and "
+        f"commit, storescp does neither.{arguments.note and ' ' + arguments.note}",
+        "",
+        "| server | associations | instances/s | MB/s | failed senders | server CPU ms/instance | peak RSS MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for m in measurements:
+        cpu_ms = 1000 * m.server_cpu_s / arguments.instances
+        lines.append(
+            f"| {m.server} | {m.associations} | {m.instances_per_s:.0f} | {m.mb_per_s:.0f} | {m.failed_senders} | "
+            f"{cpu_ms:.1f} | {m.server_peak_rss_mb:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=400)
@@ -194,6 +217,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--servers", nargs="+", choices=sorted(SERVERS), default=list(SERVERS))
     parser.add_argument("--folder", type=Path, default=None, help="where files go; on the disk that is to be measured")
+    parser.add_argument("--out", type=Path, default=None, help="also write the table as Markdown")
+    parser.add_argument("--note", default="", help="a sentence about the machine, for the Markdown")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
