@@ -232,7 +232,7 @@ def simulate_phantom(
     seed: Annotated[int, typer.Option()] = 1,
     config: ConfigOption = None,
 ) -> None:
-    """Write one phantom scan as DICOM CT, with truth.json beside it."""
+    """Write one phantom scan as DICOM CT into OUT, and its truth beside it as OUT.truth.json."""
     with exit_codes():
         from node.simulate import PhantomOrder, write_phantom
 
@@ -250,7 +250,7 @@ def simulate_patient(
     acquired: Annotated[datetime | None, typer.Option(help="UTC; default: as --like, else now")] = None,
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
-    """Write one simulated patient as DICOM CT, with truth.json and the true label map beside it."""
+    """Write one simulated patient as DICOM CT into OUT; beside it OUT.truth.json and OUT.labels.nii.gz."""
     with exit_codes():
         from node.simulate import PatientOrder, write_patient
 

@@ -24,7 +24,7 @@ from analysis.errors import QctError
 from node.config import Config
 from node.embedded_pacs import EmbeddedPacs
 from node.send_folder import Peer, send_folder
-from node.simulate import PatientOrder, PhantomOrder, write_patient, write_phantom
+from node.simulate import PatientOrder, PhantomOrder, beside, write_patient, write_phantom
 
 CONSOLE = Console()
 PHANTOM_WEEKS = 4
@@ -197,7 +197,7 @@ def _show(studies: list[DemoStudy], out: Path) -> None:
 
 def _row(study: DemoStudy, out: Path) -> list[str]:
     report = json.loads((study.folder.parent / "report.json").read_text())
-    truth = json.loads((study.folder / "truth.json").read_text())
+    truth = json.loads(beside(study.folder, "truth.json").read_text())
     true = {v["level"]: v["bmd_mg_cm3"] for v in truth["vertebrae"]}
     seconds = f"{study.answered_at - study.sent_at:.1f}"
     folder = str(study.folder.parent.relative_to(out.parent))

@@ -1,4 +1,6 @@
-"""`qct-node simulate`: phantom scans and patients as DICOM CT series, with truth.json beside them.
+"""`qct-node simulate`: phantom scans and patients as DICOM CT series, with the truth beside them.
+
+The truth of the series in `DIR` is `DIR.truth.json`, so that the folder holds nothing but DICOM and can be sent whole.
 
 Phantom and patient share one physics: the same tube voltage gives both the same line between density and HU.
 """
@@ -64,7 +66,7 @@ class PatientOrder:
 
 
 def write_phantom(order: PhantomOrder, config: Config) -> SimulatedPhantom:
-    """Simulate one phantom scan and write it; truth.json holds the true rods and line."""
+    """Simulate one phantom scan and write it; the truth holds the rods and the line."""
     like = header_like(order.like) if order.like else default_header()
     acquired = order.acquired or _when(like, order.like, config, PHANTOM_BEFORE_PATIENT)
     kvp = order.kvp or number(like, "KVP") or 120.0
@@ -82,12 +84,12 @@ def write_phantom(order: PhantomOrder, config: Config) -> SimulatedPhantom:
         "beta_ref": scan.beta_ref,
         "rods": [{"name": rod.name, "hu": hu, "centre_lps_mm": list(centre)} for rod, hu, centre in rods],
     }
-    write_json(truth, order.out / "truth.json")
+    write_json(truth, beside(order.out, "truth.json"))
     return scan
 
 
 def write_patient(order: PatientOrder, config: Config | None = None) -> SimulatedPatient:
-    """Simulate one patient and write the CT, truth.json and the true label map."""
+    """Simulate one patient and write the CT, the truth and the true label map."""
     like = header_like(order.like) if order.like else default_header()
     acquired = order.acquired or _when(like, order.like, config or Config(), timedelta(0))
     kvp = number(like, "KVP") or 120.0
@@ -98,8 +100,8 @@ def write_patient(order: PatientOrder, config: Config | None = None) -> Simulate
         contrast_bolus_agent="",
     )  # fmt: skip
     write_series(patient.volume, like, identity, order.out)
-    write_json(_patient_truth(patient), order.out / "truth.json")
-    write_nifti(order.out / "truth_labels.nii.gz", patient.labels, patient.volume.affine)
+    write_json(_patient_truth(patient), beside(order.out, "truth.json"))
+    write_nifti(beside(order.out, "labels.nii.gz"), patient.labels, patient.volume.affine)
     return patient
 
 
@@ -144,6 +146,11 @@ def _patient_truth(patient: SimulatedPatient) -> dict[str, object]:
             if v.density_mg_cm3 == v.density_mg_cm3  # NaN: the core lies outside the volume
         ],
     }
+
+
+def beside(folder: Path, name: str) -> Path:
+    """A file next to a folder, named after it."""
+    return folder.with_name(f"{folder.name}.{name}")
 
 
 def _when(like: Dataset, folder: Path | None, config: Config, before: timedelta) -> datetime:

@@ -22,7 +22,6 @@ from analysis.simulation.patient import simulate_patient
 from node.config import Config
 from node.demo import CONFIG, ENHANCED_SR_CLASS, free_port, start_node, wait_for_port
 from node.embedded_pacs import EmbeddedPacs
-from node.report import write_json
 from node.send_folder import Peer, send_folder
 from node.simulate import PatientOrder, PhantomOrder, patient_spec, write_phantom
 from node.simulated_series import SimulatedIdentity, default_header, write_series
@@ -96,7 +95,6 @@ def _write_long_patient(folder: Path, slices: int, now: datetime) -> None:
     patient = simulate_patient(spec)
     identity = SimulatedIdentity("BENCH-1", "BENCHMARK^1", "SIMULATED ABDOMEN", now, patient_sex="M")
     write_series(patient.volume, default_header(), identity, folder)
-    write_json({"slices": patient.volume.hu.shape[0]}, folder / "truth.json")
 
 
 def _answer_s(folder: Path, peer: Peer, arrived: dict[str, float]) -> float:
