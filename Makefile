@@ -12,11 +12,15 @@ test: .venv/ready
 	.venv/bin/mypy
 	.venv/bin/pytest
 
-# pyradiomics has only a source package, and needs numpy, setuptools and wheel before it can build.
+# pyradiomics has only a source package, and needs numpy, setuptools and wheel before it can build; the package also
+# holds the images and values that its numbers are tested against.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) pip setuptools wheel numpy
-	PYTHONPATH=.ci/pyradiomics-build $(PIP) pyradiomics==3.0.1
+	.venv/bin/pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary pyradiomics \
+		--dest .venv/pyradiomics-source pyradiomics==3.0.1
+	PYTHONPATH=.ci/pyradiomics-build $(PIP) .venv/pyradiomics-source/pyradiomics-3.0.1.tar.gz
+	tar -xzf .venv/pyradiomics-source/pyradiomics-3.0.1.tar.gz -C .venv/pyradiomics-source --strip-components=1
 	$(PIP) --editable ".[test]"
 	touch $@
 
