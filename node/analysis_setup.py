@@ -12,6 +12,8 @@ from analysis.results import PhantomSpec
 from analysis.segmentation import Networks, SegmentationLimits
 from analysis.vbnet import load_network
 from node.config import Config
+from node.radiomics_model import load_predict
+from node.radiomics_model import load_predict
 
 MODELS_FOLDER = Path(str(resources.files("analysis") / "models"))
 
@@ -21,10 +23,10 @@ def make_toolkit(config: Config) -> Toolkit:
 
     Raises
     ------
-    ModelError : a weights file is missing, damaged or of another architecture
+    ModelError : a weights file or the radiomics model is missing, damaged or does not fit
     """
     networks = load_networks(config.segmentation.models_folder or MODELS_FOLDER)
-    return Toolkit(networks, analysis_settings(config), phantoms=config.phantoms)
+    return Toolkit(networks, analysis_settings(config), load_predict(config), phantoms=config.phantoms)
 
 
 def analysis_settings(config: Config) -> AnalysisSettings:
@@ -43,6 +45,8 @@ def analysis_settings(config: Config) -> AnalysisSettings:
         size=config.body_size,
         contrast=config.contrast,
         tissues=config.tissues,
+        extraction=config.radiomics.contract,
+        extraction=config.radiomics.contract,
     )
 
 
