@@ -13,7 +13,6 @@ from analysis.segmentation import Networks, SegmentationLimits
 from analysis.vbnet import load_network
 from node.config import Config
 from node.radiomics_model import load_predict
-from node.radiomics_model import load_predict
 
 MODELS_FOLDER = Path(str(resources.files("analysis") / "models"))
 
@@ -45,7 +44,6 @@ def analysis_settings(config: Config) -> AnalysisSettings:
         size=config.body_size,
         contrast=config.contrast,
         tissues=config.tissues,
-        extraction=config.radiomics.contract,
         extraction=config.radiomics.contract,
     )
 
