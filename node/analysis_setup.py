@@ -31,12 +31,7 @@ def make_toolkit(config: Config) -> Toolkit:
 def analysis_settings(config: Config) -> AnalysisSettings:
     return AnalysisSettings(
         protocol=config.protocol,
-        segmentation=SegmentationLimits(
-            min_level_confidence=config.segmentation.min_level_confidence,
-            device=config.segmentation.device,
-            precision=config.segmentation.precision,
-            crops_at_once=config.segmentation.crops_at_once,
-        ),
+        segmentation=segmentation_limits(config),
         vertebra=config.vertebra,
         voi=config.voi,
         bmd=config.bmd,
