@@ -312,10 +312,10 @@ def compare_with_earlier(summary: BmdSummary, earlier: EarlierResult) -> Longitu
     """
     if summary.levels != earlier.levels or summary.material != earlier.material:
         return None
-    varying = [
+    now, then = (
         combine([term for term in terms if term.name not in LONG_TERM_SHARED])
         for terms in (summary.terms, earlier.terms)
-    ]
-    least = 1.96 * float(np.hypot(*varying))
+    )
+    least = 1.96 * float(np.hypot(now, then))
     change = summary.bmd_mg_cm3 - earlier.bmd_mg_cm3
     return LongitudinalChange(earlier.acquired, earlier.bmd_mg_cm3, change, least, abs(change) > least)

@@ -149,7 +149,8 @@ def _bright_vessel(around: Surroundings, limits: ContrastLimits) -> tuple[float,
     if count == 0:
         return float("nan"), 0.0
     longest = int(np.argmax(lengths))
-    return float(np.median(around.hu[pieces == longest + 1])), lengths[longest]
+    # the upper quartile is the lumen; the rest is blurred with what lies around it
+    return float(np.percentile(around.hu[pieces == longest + 1], 75)), lengths[longest]
 
 
 def _bright_organ(around: Surroundings, limits: ContrastLimits) -> tuple[float | None, float]:
@@ -161,8 +162,8 @@ def _bright_organ(around: Surroundings, limits: ContrastLimits) -> tuple[float |
 
 
 def _uniform_vessel_hu(around: Surroundings) -> float | None:
-    """Mean HU of the most uniform 14-mm column of soft tissue in front of the spine over 30 mm of its length."""
-    size = (15, 7, 7)
+    """Mean HU of the most uniform 10-mm column of soft tissue in front of the spine over 30 mm of its length."""
+    size = (15, 5, 5)
     mean = ndimage.uniform_filter(around.hu, size)
     spread = np.sqrt(np.maximum(ndimage.uniform_filter(around.hu**2, size) - mean**2, 0.0))
     possible = _in_front(around) & ~ndimage.binary_dilation(around.bone, iterations=3) & (mean > 15.0) & (mean < 90.0)

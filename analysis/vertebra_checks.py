@@ -101,7 +101,9 @@ def examine(crop: VertebraCrop, segmentation: Segmentation, limits: VertebraLimi
     frame = fit_frame(crop, segmentation)
     body = resample_mask(crop, frame, crop.body)
     core = ndimage.distance_transform_edt(body) * GRID_MM > limits.core_margin_mm
-    return Examined(crop.level.name, crop, frame, resample(crop, frame, crop.volume.hu), body, core)
+    return Examined(
+        crop.level.name, crop, frame, resample(crop, frame, np.asarray(crop.volume.hu, dtype=np.float32)), body, core
+    )
 
 
 def measure_heights(body: NDArray[np.bool_]) -> Heights:

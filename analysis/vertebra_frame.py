@@ -141,8 +141,8 @@ def _agree(one: VertebraFrame, other: VertebraFrame) -> bool:
 
 def grid_mm() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Coordinates w, v, u of the nodes of the turned grid, mm."""
-    axes = [np.arange(-half, half + 1) * GRID_MM for half in HALF_GRID]
-    return axes[0], axes[1], axes[2]
+    w, v, u = (np.arange(-half, half + 1, dtype=np.float64) * GRID_MM for half in HALF_GRID)
+    return w, v, u
 
 
 def resample(crop: VertebraCrop, frame: VertebraFrame, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -207,7 +207,7 @@ def _axis_through_neighbours(level: VertebraLevel, segmentation: Segmentation) -
     length = float(np.linalg.norm(axis))
     if not 15.0 < length < 120.0 or abs(axis[2]) < 0.5 * length:
         return np.array([0.0, 0.0, 1.0])
-    return axis / length
+    return np.asarray(axis / length)
 
 
 def _frame(centre: NDArray[np.float64], axis: NDArray[np.float64], forward: NDArray[np.float64]) -> VertebraFrame:

@@ -162,7 +162,8 @@ def fit_oval(section: Section, rule: VoiRule, level: str) -> Oval:
         covered = oval.area_mm2 / section.area_mm2
         text = f"the largest oval in {level} covers {covered:.2f} of the cancellous section"
         raise VoiError("VOI_COVERAGE", f"{text}; expected at least {rule.min_fraction}")
-    return _scaled(oval, min(1.0, float(np.sqrt(rule.target_fraction * section.area_mm2 / oval.area_mm2))))
+    wanted = min(rule.target_fraction, rule.max_fraction)
+    return _scaled(oval, min(1.0, float(np.sqrt(wanted * section.area_mm2 / oval.area_mm2))))
 
 
 def cylinder_weights(volume: CtVolume, frame: VertebraFrame, oval: Oval, depth_mm: float) -> NDArray[np.float32]:
@@ -223,12 +224,12 @@ def _eroded_body(body: NDArray[np.float32], margin_mm: float) -> NDArray[np.floa
     """A field whose 0.5 level lies `margin_mm` inside the body's 0.5 level, 1 mm wide."""
     inside = body > 0.5
     distance = ndimage.distance_transform_edt(inside) * GRID_MM - GRID_MM / 2
-    return np.clip(distance - margin_mm + 0.5, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(distance - margin_mm + 0.5, 0.0, 1.0), dtype=np.float32)
 
 
 def _grown(core: NDArray[np.float32]) -> NDArray[np.float32]:
     """The core half a millimetre larger: the cancellous class may come that much nearer to the surface."""
-    return np.minimum(core + 0.5, 1.0)
+    return np.asarray(np.minimum(core + 0.5, 1.0), dtype=np.float32)
 
 
 def _filled(soft: NDArray[np.float32]) -> NDArray[np.float32]:
