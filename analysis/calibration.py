@@ -57,15 +57,15 @@ class CalibrationLimits:
         SigmaRange(120.0, 1.35, 1.85),
         SigmaRange(140.0, 1.25, 1.7),
     )
-    alone_widening: float = 0.12                 # a phantom without a body reads steeper (less beam hardening)
+    alone_widening: float = 0.12  # a phantom without a body reads steeper (less beam hardening)
     max_beta_ct_hu: float = 30.0
     bmd_levels_mg_cm3: tuple[float, float] = (80.0, 120.0)
     max_leave_one_out_mg_cm3: float = 3.0
     min_assignment_ratio: float = 4.0
     max_tilt_deg: float = 6.0
     min_rod_voxels: int = 500
-    max_rod_sd_ratio: float = 1.6                # SD of one rod over the median SD of all
-    max_axial_slope_hu_per_mm: float = 0.1       # beyond three of its standard errors
+    max_rod_sd_ratio: float = 1.6  # SD of one rod over the median SD of all
+    max_axial_slope_hu_per_mm: float = 0.1  # beyond three of its standard errors
     max_standard_error_hu: float = 3.0
 
 
@@ -142,7 +142,10 @@ def _reasons(judged: tuple[tuple[str, Gate], ...]) -> tuple[Reason, ...]:
 
 def describe_gate(gate: Gate) -> str:
     """One sentence: what was found and what was expected."""
-    bounds = [f">= {gate.low:.4g}" if gate.low is not None else "", f"<= {gate.high:.4g}" if gate.high is not None else ""]
+    bounds = [
+        f">= {gate.low:.4g}" if gate.low is not None else "",
+        f"<= {gate.high:.4g}" if gate.high is not None else "",
+    ]
     return f"{gate.name} is {gate.value:.5g}, expected {' and '.join(b for b in bounds if b)}"
 
 
@@ -173,9 +176,7 @@ def _rod_gates(measurement: PhantomMeasurement, limits: CalibrationLimits) -> tu
     rods = measurement.rods
     sds = np.array([rod.sd_hu for rod in rods])
     sd_ratio = float(sds.max() / max(float(np.median(sds)), 1.0))
-    slope = max(
-        max(abs(rod.axial_slope_hu_per_mm) - 3.0 * rod.axial_slope_se_hu_per_mm, 0.0) for rod in rods
-    )
+    slope = max(max(abs(rod.axial_slope_hu_per_mm) - 3.0 * rod.axial_slope_se_hu_per_mm, 0.0) for rod in rods)
     error = max(rod.standard_error_hu for rod in rods)
     voxels = min(rod.n_voxels for rod in rods)
     ratio = limits.min_assignment_ratio
@@ -192,7 +193,7 @@ def _rod_gates(measurement: PhantomMeasurement, limits: CalibrationLimits) -> tu
 def _leave_one_out_gates(
     spec: PhantomSpec, hu: NDArray[np.float64], line: CalibrationLine, limits: CalibrationLimits
 ) -> tuple[tuple[str, Gate], ...]:
-    if len(spec.rods) < 4:                       # dropping one of three leaves no check of the line
+    if len(spec.rods) < 4:  # dropping one of three leaves no check of the line
         return ()
     high = limits.max_leave_one_out_mg_cm3
     return tuple(
@@ -249,7 +250,7 @@ def build_calibration(
     PhantomUnusableError : CALIBRATION_KEY_MISSING, the header holds no tube voltage or acquisition time
     """
     if not header.kvp or header.acquired is None:
-        text = f"series {header.series_instance_uid}: KVP or acquisition time absent; both are needed to file a calibration"
+        text = f"series {header.series_instance_uid}: KVP or acquisition time absent; a calibration needs both"
         raise PhantomUnusableError("CALIBRATION_KEY_MISSING", text)
     fitted = fit_calibration(measurement, spec, header.kvp, limits)
     return Calibration(

@@ -1,4 +1,4 @@
-"""The state of a calibration series: being commissioned, in service, repeat requested, or stopped; and what it waits for.
+"""The state of a calibration series: being commissioned, in service, repeat requested or stopped, and what it lacks.
 
 A series holds the phantom scans of one key. An epoch begins with a new software version (another key) or where the
 site declares one (tube, service); scans on either side are never compared or interpolated.
@@ -28,8 +28,8 @@ class CommissioningLimits:
     """How many accepted scans a key needs before its reports, and when the next one is due."""
 
     scans: int = 10
-    scans_after_epoch: int = 3                   # of a key that was in service before the tube or software changed
-    agreement_mg_cm3: float = 2.0                # of those scans with each other at the two class limits
+    scans_after_epoch: int = 3  # of a key that was in service before the tube or software changed
+    agreement_mg_cm3: float = 2.0  # of those scans with each other at the two class limits
     due_days: float = 7.0
     missed_days: float = 8.0
 
@@ -72,10 +72,10 @@ class KeyState:
     state: SeriesState
     accepted_scans: int
     needed_scans: int
-    missing: str                                 # what commissioning waits for; "" when complete
+    missing: str  # what commissioning waits for; "" when complete
     last_accepted: datetime | None
     last_scan: datetime | None
-    age_days: float | None                       # of the last accepted scan
+    age_days: float | None  # of the last accepted scan
     next_due: datetime | None
     missed_week: bool
     reasons: tuple[Reason, ...]
@@ -100,7 +100,7 @@ def commissioning_gap(series: CalibrationSeries, at: datetime, limits: Commissio
     windows = [accepted[i : i + needed] for i in range(len(accepted) - needed + 1)]
     spread = min(largest_disagreement_mg_cm3(window) for window in windows)
     if spread > limits.agreement_mg_cm3:
-        return f"{needed} scans in a row that agree within {limits.agreement_mg_cm3:.1f} mg/cm3; they differ by {spread:.1f}"
+        return f"{needed} scans in a row within {limits.agreement_mg_cm3:.1f} mg/cm3; they differ by {spread:.1f}"
     return ""
 
 
@@ -115,7 +115,9 @@ def largest_disagreement_mg_cm3(calibrations: Sequence[Calibration]) -> float:
     return float(np.ptp(readings, axis=0).max())
 
 
-def state_at(series: CalibrationSeries, at: datetime, limits: CommissioningLimits) -> tuple[SeriesState, tuple[Reason, ...]]:
+def state_at(
+    series: CalibrationSeries, at: datetime, limits: CommissioningLimits
+) -> tuple[SeriesState, tuple[Reason, ...]]:
     """The state that the scans up to `at` leave the series in, with the reasons of the last one."""
     before = [c for c in series.in_epoch(at) if c.acquired <= at]
     last = before[-1] if before else None
@@ -157,7 +159,7 @@ def key_state(series: CalibrationSeries, now: datetime, limits: CommissioningLim
 
 
 def judged(new: Calibration, series: CalibrationSeries, limits: QcLimits | None = None) -> Calibration:
-    """The new scan with the verdict of the control charts: a stop rejects it, a repeat or trend stays as its finding."""
+    """The new scan with the verdict of the control charts: a stop rejects it, a repeat or trend stays a finding."""
     if not new.accepted:
         return new
     earlier = [c for c in series.in_epoch(new.acquired) if c.acquired < new.acquired]

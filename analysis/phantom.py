@@ -23,7 +23,6 @@ from analysis.rod_search import Find, find_phantom, looks_at
 from analysis.rod_tracking import RodAxes, jump_mm, recentred, track_rods
 from analysis.volume import CtVolume
 
-
 QUICK_SECTIONS = 3
 # Rods followed for less than this, or than this share of a short scan, are no rods
 SHORTEST_RODS_MM, SHORTEST_RODS_SHARE = 40.0, 0.4
@@ -35,12 +34,14 @@ class PhantomLimits:
 
     min_slices: int = 5
     max_tilt_deg: float = 8.0
-    max_misfit_mm: float = 1.5                   # of the rods from straight parallel axes: the phantom moved
+    max_misfit_mm: float = 1.5  # of the rods from straight parallel axes: the phantom moved
     max_disturbed_slices: float = 0.3
-    max_outliers: float = 0.01                   # of a rod's voxels: void, metal
+    max_sd_ratio: float = 2.5  # SD of one rod over the median SD of all: half of it is something else
+    max_outliers: float = 0.01  # of a rod's voxels: void, metal
     max_air_gap_mm: float = 10.0
-    max_identity_see_hu: float = 40.0            # beyond it the rods are not those of the certificate
+    max_identity_see_hu: float = 40.0  # beyond it the rods are not those of the certificate
     min_assignment_ratio: float = 4.0
+    max_permuted_see_hu: float = 10.0  # of a naming that contradicts the unverified drawing
 
 
 def looks_like_phantom(volume: CtVolume, specs: tuple[PhantomSpec, ...]) -> bool:
@@ -71,7 +72,9 @@ def measure_phantom(volume: CtVolume, spec: PhantomSpec, limits: PhantomLimits |
     _check_slices(slices, limits)
     samples = sample_rods(hu, volume.spacing_mm, axes, slices)
     named = _name(samples, placement, spec, limits)
-    around = describe_surroundings(_middle_section(hu, volume, slices), _middle_centres(axes, volume, slices), axes.radius_mm)
+    around = describe_surroundings(
+        _middle_section(hu, volume, slices), _middle_centres(axes, volume, slices), axes.radius_mm
+    )
     _check_gap(around, limits)
     return _result(volume, spec, (axes, slices, samples), (named, around))
 
@@ -91,9 +94,7 @@ def _confirm(find: Find, spec: PhantomSpec) -> None:
         raise PhantomNotFoundError("NOT_A_PHANTOM", text)
 
 
-def _followed(
-    hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], find: Find
-) -> tuple[Placement, RodAxes]:
+def _followed(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], find: Find) -> tuple[Placement, RodAxes]:
     """The first row that goes straight through the slices, with its axes."""
     straight = _first_straight(hu, spacing_mm, find)
     if straight is None:
@@ -119,13 +120,13 @@ def _first_straight(
 def _check_inside(placement: Placement) -> None:
     outside = placement.inside.count(False)
     if outside:
-        text = f"{outside} of {len(placement.inside)} rods lie outside the field of view; expected all inside; centre the phantom"
+        text = f"{outside} of {len(placement.inside)} rods lie outside the field of view; centre the phantom"
         raise PhantomUnusableError("RODS_OUTSIDE_FOV", text)
 
 
 def _check_axes(axes: RodAxes, jump: float, limits: PhantomLimits) -> None:
     if axes.tilt_deg > limits.max_tilt_deg:
-        text = f"rods lie {axes.tilt_deg:.1f} degrees oblique, expected at most {limits.max_tilt_deg:.0f}; straighten the phantom"
+        text = f"rods lie {axes.tilt_deg:.1f} degrees oblique, at most {limits.max_tilt_deg:.0f} allowed; straighten it"
         raise PhantomUnusableError("PHANTOM_TILTED", text)
     misfit = max(float(axes.misfit_mm.max()), jump)
     if misfit > limits.max_misfit_mm:
@@ -138,48 +139,63 @@ def _check_axes(axes: RodAxes, jump: float, limits: PhantomLimits) -> None:
 
 def _check_slices(slices: tuple[int, ...], limits: PhantomLimits) -> None:
     if len(slices) < limits.min_slices:
-        raise PhantomUnusableError("TOO_FEW_PHANTOM_SLICES", f"{len(slices)} usable slices show the rods, expected at least "
-                                   f"{limits.min_slices}; scan the phantom with the whole protocol")
+        raise PhantomUnusableError(
+            "TOO_FEW_PHANTOM_SLICES",
+            f"{len(slices)} usable slices show the rods, expected at least "
+            f"{limits.min_slices}; scan the phantom with the whole protocol",
+        )
 
 
 def _check_gap(around: Surroundings, limits: PhantomLimits) -> None:
     if around.air_gap_mm > limits.max_air_gap_mm:
-        raise PhantomUnusableError("AIR_GAP", f"{around.air_gap_mm:.0f} mm of air between phantom and body, expected at most "
-                                   f"{limits.max_air_gap_mm:.0f}; close the gap and scan again")
+        raise PhantomUnusableError(
+            "AIR_GAP",
+            f"{around.air_gap_mm:.0f} mm of air between phantom and body, expected at most "
+            f"{limits.max_air_gap_mm:.0f}; close the gap and scan again",
+        )
 
 
-def _name(
-    samples: tuple[RodSample, ...], placement: Placement, spec: PhantomSpec, limits: PhantomLimits
-) -> Assignment:
+def _name(samples: tuple[RodSample, ...], placement: Placement, spec: PhantomSpec, limits: PhantomLimits) -> Assignment:
     """Name the rods by their place, confirmed by their HU; disturbed rods and foreign phantoms are refused."""
     _check_disturbed(samples, placement, spec, limits)
     hu = np.array([s.hu for s in samples])
     forward = tuple(range(len(spec.rods)))
     by_place = min((assignment_of(o, spec.rods, hu) for o in (forward, forward[::-1])), key=lambda a: a.see_hu)
     best = best_assignment(spec.rods, hu)
-    if best.see_hu > limits.max_identity_see_hu:
-        raise PhantomUnusableError("WRONG_PHANTOM", f"rods of {', '.join(f'{v:.0f}' for v in hu)} HU lie {best.see_hu:.0f} HU "
-                                   f"about the best line of serial {spec.serial}, expected at most "
-                                   f"{limits.max_identity_see_hu:.0f}; check the serial and the certificate")
-    if best.order == by_place.order:
+    if best.order == by_place.order and best.see_hu <= limits.max_identity_see_hu:
         return by_place
-    if not spec.geometry_verified and best.ratio_to_next >= limits.min_assignment_ratio:
+    clear = best.see_hu <= limits.max_permuted_see_hu and best.ratio_to_next >= limits.min_assignment_ratio
+    if clear and not spec.geometry_verified:
         return best
-    raise PhantomUnusableError("ROD_ASSIGNMENT_AMBIGUOUS", f"rods in place order fit within {by_place.see_hu:.0f} HU, another "
-                               f"naming within {best.see_hu:.0f} HU; expected the place order of serial {spec.serial} to fit "
-                               "best; check the phantom")
+    if by_place.see_hu > limits.max_identity_see_hu and not clear:
+        text = (
+            f"rods of {', '.join(f'{v:.0f}' for v in hu)} HU lie {by_place.see_hu:.0f} HU about the line of serial "
+            f"{spec.serial}, expected at most {limits.max_identity_see_hu:.0f}; check the serial and the certificate"
+        )
+        raise PhantomUnusableError("WRONG_PHANTOM", text)
+    text = (
+        f"rods in place order fit within {by_place.see_hu:.0f} HU, another naming within {best.see_hu:.0f} HU; "
+        f"expected the place order of serial {spec.serial} to fit best; check the phantom"
+    )
+    raise PhantomUnusableError("ROD_ASSIGNMENT_AMBIGUOUS", text)
 
 
 def _check_disturbed(
     samples: tuple[RodSample, ...], placement: Placement, spec: PhantomSpec, limits: PhantomLimits
 ) -> None:
+    usual_sd = max(float(np.median([s.sd_hu for s in samples])), 1.0)
     for place, sample in enumerate(samples):
-        if sample.disturbed_slices > limits.max_disturbed_slices or sample.outliers > limits.max_outliers:
-            name = spec.rods[placement.order[place]].name
-            raise PhantomUnusableError("ROD_DISTURBED", f"rod {name}: {100 * sample.disturbed_slices:.0f} % of the slices and "
-                                       f"{100 * sample.outliers:.1f} % of the voxels are disturbed, expected at most "
-                                       f"{100 * limits.max_disturbed_slices:.0f} % and {100 * limits.max_outliers:.1f} %; "
-                                       "look for air, metal or streaks and scan again")
+        ratio = sample.sd_hu / usual_sd
+        within = sample.disturbed_slices <= limits.max_disturbed_slices and sample.outliers <= limits.max_outliers
+        if within and ratio <= limits.max_sd_ratio:
+            continue
+        text = (
+            f"rod {spec.rods[placement.order[place]].name}: {100 * sample.disturbed_slices:.0f} % of the slices and "
+            f"{100 * sample.outliers:.1f} % of the voxels are disturbed, SD {ratio:.1f} times that of the other rods; "
+            f"expected at most {100 * limits.max_disturbed_slices:.0f} %, {100 * limits.max_outliers:.1f} % and "
+            f"{limits.max_sd_ratio:.1f}; look for air, metal or streaks and scan again"
+        )
+        raise PhantomUnusableError("ROD_DISTURBED", text)
 
 
 def _middle_section(hu: NDArray[np.float32], volume: CtVolume, slices: tuple[int, ...]) -> Section:
@@ -246,5 +262,7 @@ def _findings(samples: tuple[RodSample, ...], named: Assignment, spec: PhantomSp
         findings.append(reason("ROD_ORDER_DIFFERS", f"rods lie in the order {names}; the template is not verified"))
     dropped = max(s.disturbed_slices for s in samples)
     if dropped > 0:
-        findings.append(reason("SLICES_DROPPED", f"up to {100 * dropped:.0f} % of a rod's slices were disturbed and left out"))
+        findings.append(
+            reason("SLICES_DROPPED", f"up to {100 * dropped:.0f} % of a rod's slices were disturbed and left out")
+        )
     return tuple(findings)

@@ -29,7 +29,7 @@ class SetupLimits:
 class Surroundings:
     setup: PhantomSetup
     water_equivalent_diameter_mm: float
-    air_gap_mm: float                            # smallest distance between pad and body over the rods; 0: none
+    air_gap_mm: float  # smallest distance between pad and body over the rods; 0: none
 
 
 def describe_surroundings(
@@ -40,7 +40,11 @@ def describe_surroundings(
     diameter = water_equivalent_diameter_mm(image)
     if diameter < limits.body_diameter_mm:
         return Surroundings(PhantomSetup.ALONE, diameter, 0.0)
-    setup = PhantomSetup.UNDER_PATIENT if _mixed_share(image, rods_mm, radius_mm, limits) > limits.patient_share else PhantomSetup.TORSO
+    setup = (
+        PhantomSetup.UNDER_PATIENT
+        if _mixed_share(image, rods_mm, radius_mm, limits) > limits.patient_share
+        else PhantomSetup.TORSO
+    )
     return Surroundings(setup, diameter, _air_gap_mm(image, rods_mm, radius_mm))
 
 

@@ -72,7 +72,12 @@ B_MAS200 = PhantomType(
     "Kyoto Kagaku B-MAS200", Material.HA, _single_density(0.0, 50.0, 100.0, 150.0, 200.0), 18.0, 30.0, "nominal values"
 )
 SIEMENS_OSTEO = PhantomType(
-    "Siemens OSTEO", Material.HA, _single_density(0.0, 200.0), 18.0, 20.0, "nominal values; two points, no fit diagnostics"
+    "Siemens OSTEO",
+    Material.HA,
+    _single_density(0.0, 200.0),
+    18.0,
+    20.0,
+    "nominal values; two points, no fit diagnostics",
 )
 
 PHANTOM_TYPES: dict[str, PhantomType] = {

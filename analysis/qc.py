@@ -35,12 +35,12 @@ class QcLimits:
     """Limits of the charts; all set by the site."""
 
     baseline_scans: int = 10
-    cusum_k: float = 0.5                         # allowance, in SD
-    cusum_h: float = 5.0                         # decision limit, in SD
-    sd_floor_bmd_mg_cm3: float = 0.4             # a quieter baseline than the method's precision is luck
+    cusum_k: float = 0.5  # allowance, in SD
+    cusum_h: float = 5.0  # decision limit, in SD
+    sd_floor_bmd_mg_cm3: float = 0.4  # a quieter baseline than the method's precision is luck
     sd_floor_hu: float = 0.6
-    sd_floor_noise_fraction: float = 0.05        # of the mean noise
-    max_trend_per_year: float = 0.01             # of the baseline mean
+    sd_floor_noise_fraction: float = 0.05  # of the mean noise
+    max_trend_per_year: float = 0.01  # of the baseline mean
     trend_days: float = 182.0
     bmd_levels_mg_cm3: tuple[float, float] = (80.0, 120.0)
 
@@ -54,7 +54,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    rule: str                                    # "1-3s", "2-2s", "R-4s", "CUSUM", "10x", "trend"
+    rule: str  # "1-3s", "2-2s", "R-4s", "CUSUM", "10x", "trend"
     quantity: str
     action: QcAction
     text: str
@@ -75,8 +75,8 @@ class Chart:
     z: NDArray[np.float64]
     cusum_high: NDArray[np.float64]
     cusum_low: NDArray[np.float64]
-    violations: tuple[Violation, ...]            # of the last point
-    trend_per_year: float | None                 # fraction of the baseline mean; None: too short
+    violations: tuple[Violation, ...]  # of the last point
+    trend_per_year: float | None  # fraction of the baseline mean; None: too short
 
 
 @dataclass(frozen=True, slots=True, eq=False)

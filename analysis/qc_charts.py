@@ -99,7 +99,9 @@ def draw_cusum(axes: Axes, chart: Chart, limits: QcLimits) -> None:
 def _mark(axes: Axes, rejected: Sequence[datetime], epochs: Sequence[datetime]) -> None:
     for when in epochs:
         axes.axvline(_dates([when])[0], color=ORANGE, lw=1.2, ls="-.")
-        axes.annotate("epoch", (_dates([when])[0], 0.97), xycoords=("data", "axes fraction"), fontsize=7, color=ORANGE, va="top")
+        axes.annotate(
+            "epoch", (_dates([when])[0], 0.97), xycoords=("data", "axes fraction"), fontsize=7, color=ORANGE, va="top"
+        )
     if rejected:
         low = axes.get_ylim()[0]
         axes.plot(_dates(rejected), np.full(len(rejected), low), "x", color=RED, ms=7, mew=1.6, clip_on=False, zorder=5)
@@ -124,13 +126,18 @@ def _draw_residuals(axes: Axes, calibration: Calibration) -> None:
     x = np.array(densities if densities else range(len(rods)), float)
     axes.axhspan(-3, 3, color=GREEN, alpha=0.10, lw=0)
     axes.axhline(0, color=GREY, lw=1)
-    axes.errorbar(x, line.residuals_hu, yerr=[2 * r.standard_error_hu for r in rods], fmt="o", color=BLUE, ms=5, capsize=3)
+    axes.errorbar(
+        x, line.residuals_hu, yerr=[2 * r.standard_error_hu for r in rods], fmt="o", color=BLUE, ms=5, capsize=3
+    )
     for rod, at, residual in zip(rods, x, line.residuals_hu, strict=True):
-        axes.annotate(f"{rod.name} {rod.hu:.0f} HU", (at, residual), xytext=(5, 6), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            f"{rod.name} {rod.hu:.0f} HU", (at, residual), xytext=(5, 6), textcoords="offset points", fontsize=8
+        )
     axes.set_xlabel(f"{line.material} mg/cm3" if densities else "rod", fontsize=9)
     axes.set_ylabel("rod less line, HU", fontsize=9)
     axes.set_title(
-        f"sigma_CT {line.sigma_ct:.4f} HU per mg/cm3, beta_CT {line.beta_ct:.1f} HU, SEE {line.see_hu:.1f} HU", fontsize=9
+        f"sigma_CT {line.sigma_ct:.4f} HU per mg/cm3, beta_CT {line.beta_ct:.1f} HU, SEE {line.see_hu:.1f} HU",
+        fontsize=9,
     )
     axes.margins(x=0.15, y=0.25)
     axes.grid(alpha=0.25, lw=0.5)

@@ -82,7 +82,9 @@ def _on_grid(image: Section) -> NDArray[np.float32]:
     return _bilinear(smooth, rows, columns)
 
 
-def _bilinear(image: NDArray[np.float32], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float32]:
+def _bilinear(
+    image: NDArray[np.float32], rows: NDArray[np.float64], columns: NDArray[np.float64]
+) -> NDArray[np.float32]:
     r0 = np.minimum(rows.astype(int), image.shape[0] - 2)
     c0 = np.minimum(columns.astype(int), image.shape[1] - 2)
     fr, fc = (rows - r0)[:, None], (columns - c0)[None, :]

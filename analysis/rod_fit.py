@@ -20,10 +20,10 @@ class RodFit:
 
     sigma_ref: float
     beta_ref: float
-    residuals_hu: NDArray[np.float64]            # (n_rods,)
+    residuals_hu: NDArray[np.float64]  # (n_rods,)
     see_hu: float
     r2: float
-    covariance: NDArray[np.float64]              # (2, 2) of (sigma, beta)
+    covariance: NDArray[np.float64]  # (2, 2) of (sigma, beta)
     degrees_of_freedom: int
 
 
@@ -57,10 +57,12 @@ class Assignment:
 
     order: tuple[int, ...]
     see_hu: float
-    ratio_to_next: float                         # SEE of the best other naming / SEE of this one, at most 1e6
+    ratio_to_next: float  # SEE of the best other naming / SEE of this one, at most 1e6
 
 
-def assignment_sees_hu(rods: Sequence[RodSpec], hu: NDArray[np.float64]) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:
+def assignment_sees_hu(
+    rods: Sequence[RodSpec], hu: NDArray[np.float64]
+) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:
     """SEE of every naming of the measured rods; a negative slope counts as no fit (infinite)."""
     orders = list(permutations(range(len(rods))))
     index = np.array(orders)

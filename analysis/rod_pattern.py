@@ -16,9 +16,9 @@ from analysis.rod_candidates import STRONG_SCORE, Circle, Section
 from analysis.rod_fit import best_assignment, densities_mg_cm3, fit_rods, water_mg_cm3
 
 PITCH_RANGE_MM = (17.0, 48.0)
-RADIUS_RATIO = 1.35                              # between two rods of one phantom, as seen on the coarse grid
+RADIUS_RATIO = 1.35  # between two rods of one phantom, as seen on the coarse grid
 LARGEST_ANGLE_DEG = 35.0
-LARGEST_BEND = 0.35                              # second difference of the rod positions over the pitch
+LARGEST_BEND = 0.35  # second difference of the rod positions over the pitch
 MOST_CHAINS = 30
 # Range of sigma_ref from 140 kVp behind 40 cm of water to 80 kVp with the phantom alone, with a margin
 SIGMA_REF_RANGE = (1.0, 3.0)
@@ -64,7 +64,7 @@ class Placement:
     hu: NDArray[np.float64]
     residual_hu: float
     score: float
-    unevenness_mm: float                         # largest distance of a circle from the smooth row
+    unevenness_mm: float  # largest distance of a circle from the smooth row
     odd_rod: int | None = None
 
 
@@ -176,9 +176,7 @@ def _polynomial(
 def place_certificate(image: Section, chain: Chain, rods: tuple[RodSpec, ...]) -> tuple[Placement, ...]:
     """Every way to lay the certificate's rods on the chain or on the chain less a circle at one end, best first."""
     placements = [
-        _placement(image, part, offset, rods)
-        for part in _parts(chain)
-        for offset in range(len(rods) - part.places[-1])
+        _placement(image, part, offset, rods) for part in _parts(chain) for offset in range(len(rods) - part.places[-1])
     ]
     return tuple(sorted(placements, key=lambda p: p.residual_hu))
 
@@ -202,8 +200,15 @@ def _placement(image: Section, chain: Chain, offset: int, rods: tuple[RodSpec, .
     positions[known] = at_mm
     found = tuple(i in set(known.tolist()) for i in range(len(rods)))
     inside = tuple(disc_inside(image, p, 0.75 * chain.radius_mm) for p in positions)
-    hu = np.array([disc_median_hu(image, p, 0.55 * chain.radius_mm) if ok else np.nan for p, ok in zip(positions, inside, strict=True)])
-    blank = Placement(positions, chain.radius_mm, found, inside, tuple(range(len(rods))), hu, np.inf, chain.score, unevenness)
+    hu = np.array(
+        [
+            disc_median_hu(image, p, 0.55 * chain.radius_mm) if ok else np.nan
+            for p, ok in zip(positions, inside, strict=True)
+        ]
+    )
+    blank = Placement(
+        positions, chain.radius_mm, found, inside, tuple(range(len(rods))), hu, np.inf, chain.score, unevenness
+    )
     clear = sum(found) >= len(rods) - 1 and chain.score >= 0.5 * sum(found)
     order, residual = _best_order(rods, hu, clear)
     odd, residual_without = _odd_rod(rods, hu, order) if residual > ODD_ROD_FROM_HU else (None, residual)
@@ -216,7 +221,11 @@ def _odd_rod(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], order: tuple[in
     if np.isfinite(hu).sum() < 5:
         return None, whole
     orders = (tuple(range(len(rods))), tuple(range(len(rods)))[::-1])
-    without = [(physical_residual_hu(rods, np.where(np.arange(len(hu)) == i, np.nan, hu), o), i) for i in range(len(hu)) for o in orders]
+    without = [
+        (physical_residual_hu(rods, np.where(np.arange(len(hu)) == i, np.nan, hu), o), i)
+        for i in range(len(hu))
+        for o in orders
+    ]
     residual, odd = min(without)
     return (odd, residual) if residual <= ODD_ROD_REST_HU else (None, whole)
 

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from analysis.rod_tracking import RodAxes
 
-SAMPLE_FRACTION = 0.6                            # of the radius
-TRIM_FRACTION = 0.1                              # of the voxels, at each end
-END_MARGIN_MM = 5.0                              # beyond the last block that shows the rods
-DISTURBED_SDS, DISTURBED_FLOOR_HU = 4.5, 3.0     # of a slice's mean from the rod's straight line along the slices
-CORRELATED_VOXELS = 6.0                          # noise of a soft kernel at 0.7 mm pixels: voxels per independent value
-OUTLIER_SDS, OUTLIER_FLOOR_HU = 6.0, 20.0        # of a voxel from the rod's median
+SAMPLE_FRACTION = 0.6  # of the radius
+TRIM_FRACTION = 0.1  # of the voxels, at each end
+END_MARGIN_MM = 5.0  # beyond the last block that shows the rods
+DISTURBED_SDS, DISTURBED_FLOOR_HU = 4.5, 3.0  # of a slice's mean from the rod's straight line along the slices
+CORRELATED_VOXELS = 6.0  # noise of a soft kernel at 0.7 mm pixels: voxels per independent value
+OUTLIER_SDS, OUTLIER_FLOOR_HU = 6.0, 20.0  # of a voxel from the rod's median
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,9 +49,7 @@ def sample_rods(
     radius = SAMPLE_FRACTION * axes.radius_mm
     samples = []
     for rod in range(len(axes.at_zero_mm)):
-        values = [
-            _disc(hu[k], spacing_mm[1:], axes.centres_mm(k * spacing_mm[0])[rod], radius) for k in slices
-        ]
+        values = [_disc(hu[k], spacing_mm[1:], axes.centres_mm(k * spacing_mm[0])[rod], radius) for k in slices]
         samples.append(_statistics(values, np.array(slices) * spacing_mm[0]))
     return tuple(samples)
 

@@ -10,13 +10,13 @@ from analysis.results import PhantomSpec
 from analysis.rod_candidates import Circle, Section, find_circles, section
 from analysis.rod_pattern import Placement, find_chains, place_certificate
 
-SEED_MM = 20.0                                   # thickness of a section: 5 degrees of tilt smear it by 1.7 mm
-CONVINCING_HU = 15.0                             # residual that ends the search
+SEED_MM = 20.0  # thickness of a section: 5 degrees of tilt smear it by 1.7 mm
+CONVINCING_HU = 15.0  # residual that ends the search
 POSSIBLE_HU = 30.0
-POSSIBLE_SCORE = 1.4                             # summed over the rods: two clear circles
+POSSIBLE_SCORE = 1.4  # summed over the rods: two clear circles
 MOST_SECTIONS = 7
-MOST_TRIED = 4                                    # rows that may be followed along the slices
-CLEAR_SCORE, CLEAR_UNEVENNESS_MM = 0.6, 1.5      # of circles that make a phantom without any look at HU
+MOST_TRIED = 4  # rows that may be followed along the slices
+CLEAR_SCORE, CLEAR_UNEVENNESS_MM = 0.6, 1.5  # of circles that make a phantom without any look at HU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +37,9 @@ class Look:
     circles: tuple[Circle, ...]
 
 
-def looks_at(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], most: int = MOST_SECTIONS) -> Iterator[Look]:
+def looks_at(
+    hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], most: int = MOST_SECTIONS
+) -> Iterator[Look]:
     """Sections of the volume from the middle outwards; hu is (slices, rows, columns)."""
     for slices in _sections(len(hu), spacing_mm[0], most):
         image = section(hu, spacing_mm, slices)
@@ -70,7 +72,9 @@ def _search(look: Look, spec: PhantomSpec) -> Find:
     if not placements:
         return Find(image, (), False, f"{len(circles)} round shapes, none of them in a row at one pitch")
     chosen = [p for p in placements if _fits_certificate(p)] or [p for p in placements if _is_clear_row(p)]
-    return Find(image, tuple((chosen or placements)[:MOST_TRIED]), bool(chosen), _explanation((chosen or placements)[0]))
+    return Find(
+        image, tuple((chosen or placements)[:MOST_TRIED]), bool(chosen), _explanation((chosen or placements)[0])
+    )
 
 
 def _rank(find: Find) -> tuple[bool, float]:
@@ -121,6 +125,6 @@ def _is_clear_row(placement: Placement) -> bool:
 def _explanation(placement: Placement) -> str:
     values = ", ".join(f"{v:.0f}" for v in placement.hu[np.isfinite(placement.hu)])
     return (
-        f"the best row has {sum(placement.found)} round shapes and {values} HU, {placement.residual_hu:.0f} HU about the "
-        "nearest possible line"
+        f"the best row has {sum(placement.found)} round shapes and {values} HU, {placement.residual_hu:.0f} HU about "
+        "the nearest possible line"
     )

@@ -20,7 +20,7 @@ class CalibrationRow(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     series_instance_uid: Mapped[str] = mapped_column(String(64), index=True)
-    key_json: Mapped[str]                        # CalibrationKey, sorted names: what must match
+    key_json: Mapped[str]  # CalibrationKey, sorted names: what must match
     device_serial_number: Mapped[str] = mapped_column(index=True)
     phantom_serial: Mapped[str]
     acquired_at: Mapped[datetime] = mapped_column(index=True)
@@ -33,7 +33,7 @@ class CalibrationRow(Base):
     r2: Mapped[float]
     see_hu: Mapped[float]
     software_version: Mapped[str]
-    payload_json: Mapped[str]                    # the whole Calibration
+    payload_json: Mapped[str]  # the whole Calibration
     superseded_by: Mapped[str | None] = mapped_column(ForeignKey("calibrations.id"), index=True)
     rods: Mapped[list["CalibrationRodRow"]] = relationship(order_by="CalibrationRodRow.position")
     gates: Mapped[list["CalibrationGateRow"]] = relationship(order_by="CalibrationGateRow.position")

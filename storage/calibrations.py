@@ -6,7 +6,7 @@ same series measured by the same software version is one row; a newer version's 
 
 import json
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from pydantic import TypeAdapter
 from sqlalchemy import select, update
@@ -21,9 +21,8 @@ from analysis.calibration_state import (
     judged,
     key_state,
 )
-from analysis.errors import PhantomUnusableError
 from analysis.qc import QcLimits
-from analysis.results import Calibration, CalibrationKey, ChosenCalibration, PhantomSpec, Reason, SeriesHeader
+from analysis.results import Calibration, CalibrationKey, ChosenCalibration, SeriesHeader
 from storage.calibration_tables import (
     CalibrationGateRow,
     CalibrationReasonRow,
@@ -31,9 +30,11 @@ from storage.calibration_tables import (
     CalibrationRow,
     CommissioningRow,
     EpochRow,
-    FailedPhantomScanRow,
-    PhantomRow,
 )
+from storage.phantom_registry import failed_scans as failed_scans
+from storage.phantom_registry import phantom_for as phantom_for
+from storage.phantom_registry import register_phantom as register_phantom
+from storage.phantom_registry import save_failed_scan as save_failed_scan
 from storage.study_results import (
     StudyResult,
     StudyResultRow,
@@ -45,8 +46,6 @@ from storage.study_results import (
 )
 
 _CALIBRATION = TypeAdapter(Calibration)
-_PHANTOM = TypeAdapter(PhantomSpec)
-_FIRST_DAY = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +122,7 @@ def choose(session: Session, header: SeriesHeader, limits: ChoiceLimits | None =
     return choose_calibration(header, all_series(session, limits.commissioning), limits)
 
 
-def key_states(
-    session: Session, now: datetime, limits: CommissioningLimits | None = None
-) -> tuple[KeyState, ...]:
+def key_states(session: Session, now: datetime, limits: CommissioningLimits | None = None) -> tuple[KeyState, ...]:
     """One line per key for `qct-node calibrations`."""
     return tuple(key_state(series, now, limits) for series in all_series(session, limits))
 
@@ -169,64 +166,6 @@ def epochs_of(session: Session, device_serial_number: str) -> tuple[tuple[dateti
     return tuple((row.starts_at, row.reason) for row in rows)
 
 
-def register_phantom(session: Session, spec: PhantomSpec) -> None:
-    """Store a unit's certificate from its valid-from date; registering the same again changes nothing.
-
-    Raises
-    ------
-    ValueError : other values for the same serial and date
-    """
-    valid_from = spec.valid_from or _FIRST_DAY
-    text = _PHANTOM.dump_json(spec).decode()
-    row = session.scalar(select(PhantomRow).where(PhantomRow.serial == spec.serial, PhantomRow.valid_from == valid_from))
-    if row is not None and row.spec_json != text:
-        raise ValueError(f"phantom {spec.serial} is registered from {valid_from:%Y-%m-%d} with other values; give the new a later date")
-    if row is None:
-        session.add(PhantomRow(serial=spec.serial, valid_from=valid_from, spec_json=text))
-        session.flush()
-
-
-def phantom_for(session: Session, serial: str, at: datetime) -> PhantomSpec:
-    """The certificate of a unit that was valid at `at`.
-
-    Raises
-    ------
-    PhantomUnusableError : UNKNOWN_PHANTOM_SERIAL
-    """
-    row = session.scalars(
-        select(PhantomRow).where(PhantomRow.serial == serial, PhantomRow.valid_from <= at).order_by(PhantomRow.valid_from.desc())
-    ).first()
-    if row is None:
-        known = sorted(set(session.scalars(select(PhantomRow.serial))))
-        text = f"phantom serial {serial!r} at {at:%Y-%m-%d}; registered are {', '.join(known) or 'none'}; register the unit"
-        raise PhantomUnusableError("UNKNOWN_PHANTOM_SERIAL", text)
-    return _PHANTOM.validate_json(row.spec_json)
-
-
-def save_failed_scan(session: Session, header: SeriesHeader, phantom_serial: str | None, why: Reason, now: datetime) -> None:
-    """Remember a phantom scan that could not be measured; it stops nothing, the next scan is still due."""
-    session.merge(
-        FailedPhantomScanRow(
-            series_instance_uid=header.series_instance_uid,
-            device_serial_number=header.device_serial_number,
-            phantom_serial=phantom_serial,
-            acquired_at=header.acquired,
-            saved_at=now,
-            code=why.code,
-            text=why.text,
-        )
-    )
-    session.flush()
-
-
-def failed_scans(session: Session, since: datetime) -> tuple[tuple[str, Reason], ...]:
-    """(series UID, reason) of phantom scans that could not be measured, newest first."""
-    rows = session.scalars(
-        select(FailedPhantomScanRow).where(FailedPhantomScanRow.saved_at >= since).order_by(FailedPhantomScanRow.saved_at.desc())
-    )
-    return tuple((row.series_instance_uid, Reason(row.code, row.text)) for row in rows)
-
-
 def hold_list(session: Session) -> list[StudyResult]:
     """Reports made since the last good phantom scan of a series whose latest scan failed."""
     return held_results(session)
@@ -240,8 +179,9 @@ def key_text(key: CalibrationKey) -> str:
 def describe_key(key: CalibrationKey) -> str:
     """The key for people."""
     return (
-        f"{key.manufacturer} {key.manufacturer_model_name} {key.device_serial_number}, software {key.software_epoch or '-'}, "
-        f"{key.kvp:g} kV, filter {key.filter_type}, kernel {key.convolution_kernel}, phantom {key.phantom_serial} {key.setup}"
+        f"{key.manufacturer} {key.manufacturer_model_name} {key.device_serial_number}, "
+        f"software {key.software_epoch or '-'}, {key.kvp:g} kV, filter {key.filter_type}, "
+        f"kernel {key.convolution_kernel}, phantom {key.phantom_serial} {key.setup}"
     )
 
 
@@ -306,7 +246,14 @@ def _row(calibration: Calibration, now: datetime) -> CalibrationRow:
         software_version=calibration.software_version,
         payload_json=_CALIBRATION.dump_json(calibration).decode(),
         rods=[
-            CalibrationRodRow(position=i, name=r.name, hu=r.hu, sd_hu=r.sd_hu, n_voxels=r.n_voxels, standard_error_hu=r.standard_error_hu)
+            CalibrationRodRow(
+                position=i,
+                name=r.name,
+                hu=r.hu,
+                sd_hu=r.sd_hu,
+                n_voxels=r.n_voxels,
+                standard_error_hu=r.standard_error_hu,
+            )
             for i, r in enumerate(calibration.measurement.rods)
         ],
         gates=[

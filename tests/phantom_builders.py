@@ -20,7 +20,7 @@ from analysis.results import (
 from analysis.simulation.phantom_scan import Acquisition, Defects, PadGeometry, PhantomScanSpec, Pose
 
 MODEL_3 = phantom_spec("4541A", "Mindways Model 3 CT")
-SIGMA_REF, BETA_REF = 1.5464, -999.6             # 120 kVp behind 30 cm of water
+SIGMA_REF, BETA_REF = 1.5464, -999.6  # 120 kVp behind 30 cm of water
 MONDAY = datetime(2026, 3, 2, 7, 0, tzinfo=UTC)
 # HU of rods A to E of unit 4541A and the line through them, from the tests of the open code Bonelab/Ogo
 GOLDEN_HU = (-69.54917011727602, -35.378190313384316, 176.71197512467555, 345.73809215407005, 462.93637565619906)
@@ -82,7 +82,9 @@ def rods_hu(sigma_ref: float = SIGMA_REF, beta_ref: float = BETA_REF, spec: Phan
 ROD_ERRORS_HU = (2.0, -2.5, -1.5, 3.0, -1.0)
 
 
-def measurement(hu: Iterable[float], setup: PhantomSetup = PhantomSetup.TORSO, diameter_mm: float = 270.0) -> PhantomMeasurement:
+def measurement(
+    hu: Iterable[float], setup: PhantomSetup = PhantomSetup.TORSO, diameter_mm: float = 270.0
+) -> PhantomMeasurement:
     """Rods of these HU, measured well."""
     rods = tuple(
         RodMeasurement(rod.name, value, 12.0, 4000, (30.0 * i, 100.0, -300.0), 0.001, 0.2, 0.005)
@@ -91,7 +93,9 @@ def measurement(hu: Iterable[float], setup: PhantomSetup = PhantomSetup.TORSO, d
     return PhantomMeasurement(MODEL_3.serial, rods, setup, 0.5, diameter_mm, 12.0)
 
 
-def calibration(week: float = 0.0, sigma_ref: float = SIGMA_REF, beta_ref: float = BETA_REF, **changes: object) -> Calibration:
+def calibration(
+    week: float = 0.0, sigma_ref: float = SIGMA_REF, beta_ref: float = BETA_REF, **changes: object
+) -> Calibration:
     """A good calibration of a line that the test chooses; `changes` go to the header."""
     setup = changes.pop("setup", PhantomSetup.TORSO)
     diameter = changes.pop("diameter_mm", 270.0)

@@ -52,7 +52,9 @@ def test_swapped_rods_a_and_b_are_seen_though_r2_stays_high() -> None:
     assert line.r2 > 0.98
     assert line.see_hu == pytest.approx(31.5, abs=0.1)
     assert best_assignment(MODEL_3.rods, swapped).order == (1, 0, 2, 3, 4)
-    assert assignment_of((0, 1, 2, 3, 4), MODEL_3.rods, GOLDEN_ARRAY).ratio_to_next == pytest.approx(31.5 / 5.18, rel=0.01)
+    assert assignment_of((0, 1, 2, 3, 4), MODEL_3.rods, GOLDEN_ARRAY).ratio_to_next == pytest.approx(
+        31.5 / 5.18, rel=0.01
+    )
 
 
 def test_hydroxyapatite_phantoms_are_fitted_without_the_water_of_solutions() -> None:
@@ -72,12 +74,12 @@ def test_inverse_prediction_finds_the_density_that_made_the_hu() -> None:
     ("kvp", "setup", "sigma_ref", "passes"),
     [
         (120.0, PhantomSetup.TORSO, 1.467, True),
-        (120.0, PhantomSetup.TORSO, 2.02, False),   # really 80 kVp behind 30 cm of water
+        (120.0, PhantomSetup.TORSO, 2.02, False),  # really 80 kVp behind 30 cm of water
         (80.0, PhantomSetup.TORSO, 2.02, True),
-        (80.0, PhantomSetup.TORSO, 1.55, False),    # really 120 kVp
-        (120.0, PhantomSetup.ALONE, 1.92, True),    # 120 kVp through the pad alone: less beam hardening
+        (80.0, PhantomSetup.TORSO, 1.55, False),  # really 120 kVp
+        (120.0, PhantomSetup.ALONE, 1.92, True),  # 120 kVp through the pad alone: less beam hardening
         (120.0, PhantomSetup.TORSO, 1.92, False),
-        (110.0, PhantomSetup.TORSO, 1.43, True),    # between two voltages the limits are interpolated
+        (110.0, PhantomSetup.TORSO, 1.43, True),  # between two voltages the limits are interpolated
     ],
 )
 def test_the_slope_must_be_possible_at_the_stated_voltage(
@@ -139,7 +141,19 @@ def test_the_same_series_gives_the_same_calibration_id() -> None:
 
 def test_the_report_holds_what_the_interface_promises() -> None:
     report = calibration_report(calibration())
-    promised = {"rods", "sigma_ref", "beta_ref", "sigma_ct", "beta_ct", "r2", "see_hu", "covariance", "gates", "accepted", "reasons"}
+    promised = {
+        "rods",
+        "sigma_ref",
+        "beta_ref",
+        "sigma_ct",
+        "beta_ct",
+        "r2",
+        "see_hu",
+        "covariance",
+        "gates",
+        "accepted",
+        "reasons",
+    }
     assert promised <= set(report)
     assert all({"name", "hu", "sd_hu", "n_voxels", "centre_lps_mm"} <= set(rod) for rod in report["rods"])  # type: ignore[union-attr,arg-type]
     assert [rod["name"] for rod in report["rods"]] == list("ABCDE")  # type: ignore[union-attr,index,call-overload]

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from analysis.calibration_choice import ChoiceLimits, choose_calibration, key_differences, must_amend
+from analysis.calibration_choice import choose_calibration, must_amend
+from analysis.calibration_match import ChoiceLimits, key_differences
 from analysis.calibration_state import (
     CalibrationSeries,
     CommissioningLimits,
@@ -22,7 +23,9 @@ from tests.phantom_builders import MONDAY, SIGMA_REF, calibration, header, in_se
 DAY = 1.0 / 7.0
 
 
-def refusal(*series: CalibrationSeries, week: float = 0.5, limits: ChoiceLimits | None = None, **changes: object) -> str:
+def refusal(
+    *series: CalibrationSeries, week: float = 0.5, limits: ChoiceLimits | None = None, **changes: object
+) -> str:
     with pytest.raises(NoValidCalibrationError) as caught:
         choose_calibration(header(week, **changes), series, limits)
     assert caught.value.code in REASONS
@@ -68,7 +71,7 @@ def test_a_calibration_older_than_two_weeks_is_refused_and_the_limit_is_configur
 
 def test_an_older_calibration_costs_more_uncertainty() -> None:
     terms = [
-        dict((t.name, t.u_mg_cm3) for t in choose_calibration(header(days * DAY), [in_service(calibration(0))]).terms)
+        {t.name: t.u_mg_cm3 for t in choose_calibration(header(days * DAY), [in_service(calibration(0))]).terms}
         for days in (3, 10)
     ]
     assert terms[1]["drift"] > terms[0]["drift"] > 0

@@ -15,6 +15,7 @@ from analysis.phantom_types import phantom_spec
 from analysis.results import Reason, RodSpec
 from storage import calibrations as store
 from storage.calibration_tables import CalibrationGateRow, CalibrationRodRow, CalibrationRow
+from storage.phantom_registry import failed_scans, phantom_for, register_phantom, save_failed_scan
 from storage.schema import open_database
 from storage.study_results import StudyOutcome, current_result, save_outcome
 from tests.phantom_builders import MODEL_3, MONDAY, SIGMA_REF, calibration, header, quiet_weeks
@@ -33,7 +34,13 @@ def reported(session: Session, study: str, calibration_id: str, age_days: float 
     """A provisional patient result that rests on a calibration."""
     report = {"calibration": {"age_days": age_days}, "vertebrae": [{"bmd_mg_cm3": bmd}, {"bmd_mg_cm3": bmd + 4}]}
     outcome = StudyOutcome(
-        study, 1, "PATIENT", "reported", report_json=json.dumps(report), calibration_ids=(calibration_id,), provisional=True
+        study,
+        1,
+        "PATIENT",
+        "reported",
+        report_json=json.dumps(report),
+        calibration_ids=(calibration_id,),
+        provisional=True,
     )
     save_outcome(session, outcome, NOW)
 
@@ -149,18 +156,18 @@ def test_the_registry_answers_with_the_certificate_of_the_day_and_never_guesses(
     own = (RodSpec("A", -50.0, 1010.0), *MODEL_3.rods[1:])
     second = phantom_spec("4541A", "Mindways Model 3 CT", own, MONDAY + timedelta(weeks=10))
     for spec in (first, first, second):
-        store.register_phantom(session, spec)
-    assert store.phantom_for(session, "4541A", MONDAY + timedelta(weeks=5)) == first
-    assert store.phantom_for(session, "4541A", MONDAY + timedelta(weeks=11)) == second
+        register_phantom(session, spec)
+    assert phantom_for(session, "4541A", MONDAY + timedelta(weeks=5)) == first
+    assert phantom_for(session, "4541A", MONDAY + timedelta(weeks=11)) == second
     for serial, week in (("4541", 5), ("", 5), ("4541A", -1)):
         with pytest.raises(PhantomUnusableError) as caught:
-            store.phantom_for(session, serial, MONDAY + timedelta(weeks=week))
+            phantom_for(session, serial, MONDAY + timedelta(weeks=week))
         assert caught.value.code == "UNKNOWN_PHANTOM_SERIAL"
     with pytest.raises(ValueError, match="later date"):
-        store.register_phantom(session, replace(second, valid_from=MONDAY))
+        register_phantom(session, replace(second, valid_from=MONDAY))
 
 
 def test_a_scan_that_could_not_be_measured_is_remembered(session: Session) -> None:
     why = Reason("RODS_OUTSIDE_FOV", "2 of 5 rods")
-    store.save_failed_scan(session, header(3), "4541A", why, NOW)
-    assert store.failed_scans(session, NOW - timedelta(days=1)) == ((header(3).series_instance_uid, why),)
+    save_failed_scan(session, header(3), "4541A", why, NOW)
+    assert failed_scans(session, NOW - timedelta(days=1)) == ((header(3).series_instance_uid, why),)

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from analysis.calibration import fit_calibration
 from analysis.errors import AnalysisError, PhantomNotFoundError, PhantomUnusableError
@@ -36,15 +37,28 @@ def measured(spec: PhantomScanSpec) -> tuple[SimulatedPhantom, PhantomMeasuremen
 
 
 def assert_accurate(simulated: SimulatedPhantom, found: PhantomMeasurement, kvp: float = 120.0) -> None:
-    """Rods within 1 HU or 3 SE, sigma within 0.5 %, beta within 1.5 HU, BMD at 80 and 120 within 1 mg/cm3."""
+    """Rods within 1 HU or 3 SE, sigma within 0.5 %, beta within 1.5 HU, BMD at 80 and 120 within 1 mg/cm3.
+
+    Where few voxels of a noisy scan leave more than that to chance, within 3 propagated standard errors.
+    """
     for rod, truth in zip(found.rods, simulated.rod_hu, strict=True):
         assert abs(rod.hu - truth) <= max(1.0, 3 * rod.standard_error_hu), (rod.name, rod.hu, truth)
     line = fit_calibration(found, MODEL_3, kvp).line
-    assert line.sigma_ref == pytest.approx(simulated.sigma_ref, rel=0.005)
-    assert line.beta_ref == pytest.approx(simulated.beta_ref, abs=1.5)
+    by_chance = propagated([rod.standard_error_hu for rod in found.rods])
+    u_sigma, u_beta = np.sqrt(np.diag(by_chance))
+    assert abs(line.sigma_ref - simulated.sigma_ref) <= max(0.005 * simulated.sigma_ref, 3 * u_sigma)
+    assert abs(line.beta_ref - simulated.beta_ref) <= max(1.5, 3 * u_beta)
     for bmd in (80.0, 120.0):
         hu = (simulated.sigma_ref - WATER_DISPLACED) * bmd + simulated.beta_ref + WATER
-        assert line.to_bmd_mg_cm3(hu) == pytest.approx(bmd, abs=1.0)
+        u_bmd = np.sqrt(np.array([bmd, 1.0]) @ by_chance @ np.array([bmd, 1.0])) / line.sigma_ct
+        assert abs(line.to_bmd_mg_cm3(hu) - bmd) <= max(1.0, 3 * u_bmd)
+
+
+def propagated(standard_errors_hu: list[float]) -> NDArray[np.float64]:
+    """Covariance of (sigma, beta) that the rods' noise alone makes, (2, 2)."""
+    design = np.array([[rod.density_mg_cm3, 1.0] for rod in MODEL_3.rods])
+    gain = np.linalg.pinv(design)
+    return gain @ np.diag(np.square(standard_errors_hu)) @ gain.T
 
 
 def assert_placed(simulated: SimulatedPhantom, found: PhantomMeasurement, within_mm: float = 1.5) -> None:
@@ -138,7 +152,13 @@ def test_only_the_part_of_a_long_scan_that_shows_the_rods_is_used() -> None:
     assert 15 * per_slice < found.rods[0].n_voxels < 25 * per_slice
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(
     diameter_mm=st.floats(14.0, 24.0),
     gap_mm=st.floats(7.0, 14.0),
@@ -205,7 +225,10 @@ def test_a_phantom_that_cannot_be_measured_is_told_why(changes: dict[str, object
 
 def test_the_rods_of_another_phantom_do_not_fit_the_stated_serial() -> None:
     other = phantom_spec("B-1", "Kyoto Kagaku B-MAS200")
-    assert refusal(scan(phantom=other, sigma_ref=1.4, beta_ref=0.0, geometry=PadGeometry(pad_hu=-100.0))) == "WRONG_PHANTOM"
+    assert (
+        refusal(scan(phantom=other, sigma_ref=1.4, beta_ref=0.0, geometry=PadGeometry(pad_hu=-100.0)))
+        == "WRONG_PHANTOM"
+    )
 
 
 def test_a_shuffled_phantom_is_named_by_value_with_a_finding_only_while_its_geometry_is_unverified() -> None:
@@ -230,7 +253,9 @@ def body_without_phantom(hu_inside: float, noise_hu: float = 10.0) -> CtVolume:
     return CtVolume((slice_ + noise).astype(np.float32), axial_affine((2.5, 1.25, 1.25), (0.0, 0.0, 0.0)))
 
 
-@pytest.mark.parametrize("volume", [body_without_phantom(0.0), body_without_phantom(40.0, 40.0)], ids=["water", "tissue"])
+@pytest.mark.parametrize(
+    "volume", [body_without_phantom(0.0), body_without_phantom(40.0, 40.0)], ids=["water", "tissue"]
+)
 def test_a_body_without_rods_is_not_a_phantom(volume: CtVolume) -> None:
     with pytest.raises(PhantomNotFoundError, match="expected the 5 parallel rods"):
         measure_phantom(volume, MODEL_3)
@@ -266,7 +291,9 @@ def _volume(slices: list[pydicom.Dataset]) -> CtVolume:
     z = [float(ds.ImagePositionPatient[2]) for ds in slices]
     spacing = (z[1] - z[0]) if len(z) > 1 else 5.0
     rows_mm, columns_mm = (float(v) for v in slices[0].PixelSpacing)
-    return CtVolume(np.maximum(hu, -1024).astype(np.float32), axial_affine((spacing, rows_mm, columns_mm), (0.0, 0.0, 0.0)))
+    return CtVolume(
+        np.maximum(hu, -1024).astype(np.float32), axial_affine((spacing, rows_mm, columns_mm), (0.0, 0.0, 0.0))
+    )
 
 
 @needs_data

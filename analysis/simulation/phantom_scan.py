@@ -6,14 +6,13 @@ sigma_ref rho_K + beta_ref (two-density) or sigma rho + beta; sigma per kVp and 
 coefficients, W target, 6 mm Al (table and power law below, valid for 20 to 40 cm of water).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from analysis.results import Material, PhantomSetup, PhantomSpec
+from analysis.results import PhantomSetup, PhantomSpec
 from analysis.volume import CtVolume
 
 # HU per mg/cm3 K2HPO4 behind 30 cm of water, and the exponent of the water path (spekpy + NIST, computed)
@@ -29,7 +28,7 @@ class PadGeometry:
     rod_diameter_mm: float = 19.0
     pitch_mm: float = 30.0
     pitch_jitter_mm: float = 0.0
-    arc_radius_mm: float = 0.0                   # 0: flat
+    arc_radius_mm: float = 0.0  # 0: flat
     rod_length_mm: float = 300.0
     pad_width_mm: float = 280.0
     pad_height_mm: float = 28.0
@@ -41,12 +40,12 @@ class PadGeometry:
 class Pose:
     """Where the phantom lies: shift of its centre from the isocentre and its angles."""
 
-    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)   # left, posterior, head
-    tilt_lateral_deg: float = 0.0                # rods turned in the coronal plane
-    tilt_vertical_deg: float = 0.0               # rods turned in the sagittal plane
-    roll_deg: float = 0.0                        # pad turned in the axial plane
-    mirrored: bool = False                       # feet first: columns run the other way in the patient
-    upside_down: bool = False                    # prone: rows run the other way in the patient
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)  # left, posterior, head
+    tilt_lateral_deg: float = 0.0  # rods turned in the coronal plane
+    tilt_vertical_deg: float = 0.0  # rods turned in the sagittal plane
+    roll_deg: float = 0.0  # pad turned in the axial plane
+    mirrored: bool = False  # feet first: columns run the other way in the patient
+    upside_down: bool = False  # prone: rows run the other way in the patient
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +68,11 @@ class Acquisition:
 class Defects:
     """What is wrong with a bad scan."""
 
-    metal_rod: int | None = None                 # index across the phantom of the rod that a metal pin pierces
-    air_rod: int | None = None                   # rod with an air void along it
-    air_gap_mm: float = 0.0                      # between pad and body
-    moved_mm: float = 0.0                        # the pad jumps sideways in the middle of the scan
-    insert_hu: float | None = None               # a table insert of this HU slid over the first two rods
+    metal_rod: int | None = None  # index across the phantom of the rod that a metal pin pierces
+    air_rod: int | None = None  # rod with an air void along it
+    air_gap_mm: float = 0.0  # between pad and body
+    moved_mm: float = 0.0  # the pad jumps sideways in the middle of the scan
+    insert_hu: float | None = None  # a table insert of this HU slid over the first two rods
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +81,9 @@ class PhantomScanSpec:
 
     phantom: PhantomSpec
     setup: PhantomSetup = PhantomSetup.TORSO
-    sigma_ref: float | None = None               # None: from the tube voltage and 30 cm of water
-    beta_ref: float | None = None                # None: -WATER_MG_CM3 for two-density rods, 0 for others
-    rod_error_hu: tuple[float, ...] = ()         # per certified rod
+    sigma_ref: float | None = None  # None: from the tube voltage and 30 cm of water
+    beta_ref: float | None = None  # None: -WATER_MG_CM3 for two-density rods, 0 for others
+    rod_error_hu: tuple[float, ...] = ()  # per certified rod
     body_semi_axes_mm: tuple[float, float] = (150.0, 105.0)
     geometry: PadGeometry = field(default_factory=PadGeometry)
     pose: Pose = field(default_factory=Pose)
@@ -99,7 +98,7 @@ class SimulatedPhantom:
     volume: CtVolume
     sigma_ref: float
     beta_ref: float
-    rod_hu: tuple[float, ...]                    # with cupping at the rod's centre
+    rod_hu: tuple[float, ...]  # with cupping at the rod's centre
     rod_centres_lps_mm: tuple[tuple[float, float, float], ...]
     radius_mm: float
 
@@ -309,7 +308,9 @@ class _Scene:
         if defects.metal_rod is not None:
             x, y = rods[defects.metal_rod]
             self._paint(image, self._ellipse((x + 2.0, y), (2.0, 2.0)), 3000.0)
-            image += 60.0 * np.exp(-(((self.y - y) / 4.0) ** 2)) * np.sign(self.x - x) * np.exp(-np.abs(self.x - x) / 30.0)
+            image += (
+                60.0 * np.exp(-(((self.y - y) / 4.0) ** 2)) * np.sign(self.x - x) * np.exp(-np.abs(self.x - x) / 30.0)
+            )
         if defects.air_rod is not None:
             x, y = rods[defects.air_rod]
             self._paint(image, self._ellipse((x, y - 3.0), (3.5, 2.5)), AIR_HU)
@@ -335,8 +336,11 @@ class _Scene:
     def affine(self) -> NDArray[np.float64]:
         """Index to LPS; the isocentre is the origin. Mirrored or upside-down scans flip their axis."""
         shot, pose = self.spec.acquisition, self.spec.pose
-        steps = (shot.spacing_mm, -self.pixel_mm if pose.upside_down else self.pixel_mm,
-                 -self.pixel_mm if pose.mirrored else self.pixel_mm)
+        steps = (
+            shot.spacing_mm,
+            -self.pixel_mm if pose.upside_down else self.pixel_mm,
+            -self.pixel_mm if pose.mirrored else self.pixel_mm,
+        )
         slices_up = -1.0 if pose.mirrored != pose.upside_down else 1.0
         affine = np.zeros((4, 4))
         affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = slices_up * steps[0], steps[1], steps[2], 1.0
@@ -353,44 +357,3 @@ class _Scene:
             at = volume.to_lps_mm(np.array([middle, y / self.pixel_mm + half, x / self.pixel_mm + half]))
             centres[self.certificate_index(place)] = (float(at[0]), float(at[1]), float(at[2]))
         return tuple(centres[i] for i in range(len(centres)))
-
-
-@dataclass(frozen=True, slots=True)
-class WeekPlan:
-    """How a scanner behaves over a series of weekly scans."""
-
-    weeks: int = 52
-    drift_per_year: float = 0.0                  # of sigma_ref, for example -0.01
-    step_week: int | None = None                 # tube or software change
-    step_sigma: float = 0.0                      # relative
-    step_beta_hu: float = 0.0
-    missed: tuple[int, ...] = ()
-    bad: tuple[int, ...] = ()                    # weeks whose scan has a metal pin in a rod
-    sigma_sd: float = 0.003                      # week to week, relative
-    beta_sd_hu: float = 1.0
-    seed: int = 0
-
-
-def weekly_series(base: PhantomScanSpec, plan: WeekPlan) -> Iterator[tuple[int, PhantomScanSpec]]:
-    """(week, scan) of every week that was not missed."""
-    rng = np.random.default_rng(plan.seed)
-    sigma0, beta0 = true_line(base)
-    for week in range(plan.weeks):
-        jitter_sigma, jitter_beta = rng.normal(0, plan.sigma_sd), rng.normal(0, plan.beta_sd_hu)
-        shift = tuple(float(s) for s in rng.normal(0, 4.0, 3))
-        if week in plan.missed:
-            continue
-        after = plan.step_week is not None and week >= plan.step_week
-        sigma = sigma0 * (1 + jitter_sigma + plan.drift_per_year * week / 52 + (plan.step_sigma if after else 0.0))
-        beta = beta0 + jitter_beta + (plan.step_beta_hu if after else 0.0)
-        yield week, replace(
-            base,
-            sigma_ref=sigma,
-            beta_ref=beta,
-            pose=replace(base.pose, shift_mm=(shift[0], shift[1], shift[2])),
-            acquisition=replace(base.acquisition, seed=plan.seed * 1000 + week),
-            defects=replace(base.defects, metal_rod=2 if week in plan.bad else None),
-        )
-
-
-__all__ = ["Material", "PhantomScanSpec", "SimulatedPhantom", "simulate_phantom", "weekly_series"]
