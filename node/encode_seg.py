@@ -16,6 +16,7 @@ from analysis.results import PatientResult
 from node import codes
 from node.encoded import EncodedObject, ObjectIdentity, ObjectKind, SegmentationType
 from node.encoding_task import EncodingTask
+from node.frame_references import name_frames
 from node.result_uids import derive_uid
 from node.segments import Segment, SegmentKind, measured_segments, other_segments
 from node.source_headers import ascii_text, finish, pixel_measures
@@ -89,6 +90,7 @@ def _encode(
         coding_schemes=codes.coding_schemes(settings.private_scheme_organisation),
     )
     _settle(ds, task, identity)
+    name_frames(ds, task.headers)
     return EncodedObject(identity.kind, finish(ds, task.headers[0], identity))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from analysis.results import PatientResult
+from node.frame_references import frame_number
 from node.segments import Segment, SegmentKind, measured_segments, other_segments
 from node.source_headers import positions_mm, to_lps_mm
 
@@ -57,14 +58,15 @@ def read_frames(ds: Dataset, headers: Sequence[Dataset]) -> Iterator[Frame]:
     ------
     KeyError : a frame refers to an image that is not among the headers
     """
-    index_of = {str(header.SOPInstanceUID): index for index, header in enumerate(headers)}
+    index_of = {(str(header.SOPInstanceUID), frame_number(header)): index for index, header in enumerate(headers)}
     pixels, shared = _frame_pixels(ds), ds.SharedFunctionalGroupsSequence[0]
     for frame, groups in zip(pixels, ds.PerFrameFunctionalGroupsSequence, strict=True):
-        source = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        image = str(source.ReferencedSOPInstanceUID), source.get("ReferencedFrameNumber")
         identification = groups.get("SegmentIdentificationSequence", shared.get("SegmentIdentificationSequence"))
         number = int(identification[0].ReferencedSegmentNumber) if identification else 0
         position = np.asarray(groups.PlanePositionSequence[0].ImagePositionPatient, dtype=np.float64)
-        yield Frame(number, index_of[str(source)], position, frame)
+        yield Frame(number, index_of[image], position, frame)
 
 
 def _frame_pixels(ds: Dataset) -> NDArray[np.uint8]:

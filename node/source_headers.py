@@ -19,6 +19,7 @@ from pydicom.uid import CTImageStorage
 
 from analysis.errors import EncodingError
 from node.encoded import EncodingSettings, ObjectIdentity
+from node.frame_references import MULTI_FRAME_CLASSES, stand_in
 from node.result_uids import derive_uid
 
 #: Patient and General Study attributes, type 2: present in every object, empty when the scanner sent none.
@@ -46,14 +47,14 @@ def source_images(headers: Sequence[Dataset], settings: EncodingSettings) -> lis
 
     Raises
     ------
-    EncodingError : no slices, enhanced multi-frame source, or a UID without which nothing can be referenced
+    EncodingError : no slices, no CT, or no UID without which nothing can be referenced
     """
     check_sources(headers)
     first = identity_source(headers[0])
     slices = [_slice(ds, settings) for ds in headers]
     for keyword in _SLICE_KEYWORDS:
         if keyword in slices[0]:
-            first[keyword] = slices[0][keyword]
+            first[keyword] = _own(slices[0][keyword])
     return [first, *slices[1:]]
 
 
@@ -64,10 +65,8 @@ def check_sources(headers: Sequence[Dataset]) -> None:
         for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
             if not ds.get(keyword):
                 raise EncodingError(f"a source image has no {keyword}; results cannot refer to it")
-    if headers[0].SOPClassUID != CTImageStorage:
-        raise EncodingError(
-            f"source SOP class is {headers[0].SOPClassUID}; expected single-frame CT Image Storage ({CTImageStorage})"
-        )
+    if headers[0].SOPClassUID not in (CTImageStorage, *MULTI_FRAME_CLASSES):
+        raise EncodingError(f"source SOP class is {headers[0].SOPClassUID}; expected CT or enhanced CT Image Storage")
     if len({ds.SeriesInstanceUID for ds in headers}) != 1:
         raise EncodingError("source headers are of several series; expected one")
 
@@ -76,7 +75,7 @@ def identity_source(header: Dataset) -> Dataset:
     """Copy of the header with every type 2 identity attribute present and acceptable to highdicom."""
     copy = Dataset()
     for element in header:
-        copy.add(DataElement(element.tag, element.VR, element.value, already_converted=True))
+        copy.add(_own(element))
     for keyword in IDENTITY_KEYWORDS:
         if keyword not in copy:
             setattr(copy, keyword, "")
@@ -91,14 +90,14 @@ def finish(ds: Dataset, header: Dataset, identity: ObjectIdentity) -> Dataset:
     """Put back the scanner's identity attributes and state times, time zone and institution; returns `ds`."""
     for keyword in ("SpecificCharacterSet", *IDENTITY_KEYWORDS):
         if keyword in header:
-            ds[keyword] = header[keyword]
+            ds[keyword] = _own(header[keyword])
         elif keyword == "SpecificCharacterSet":
             _remove(ds, keyword)
         else:
             ds.add(DataElement(Tag(keyword), dictionary_VR(keyword), None))
     for keyword in ("TimezoneOffsetFromUTC", "InstitutionName"):
         if header.get(keyword):
-            ds[keyword] = header[keyword]
+            ds[keyword] = _own(header[keyword])
     _state_times(ds, header, identity.created)
     for equipment in ds.get("ContributingEquipmentSequence") or ():
         _remove(equipment, "ContributionDateTime")  # highdicom states its own clock for the scanner's contribution
@@ -164,11 +163,17 @@ def ascii_text(text: str) -> str:
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
+def _own(element: DataElement) -> DataElement:
+    """The element in an object of its own: setting an attribute changes the element, which must not be the source's."""
+    return DataElement(element.tag, element.VR, element.value, already_converted=True)
+
+
 def _slice(ds: Dataset, settings: EncodingSettings) -> Dataset:
     copy = Dataset()
     for keyword in _SLICE_KEYWORDS:
         if keyword in ds:
-            copy[keyword] = ds[keyword]
+            copy[keyword] = _own(ds[keyword])
+    copy.SOPClassUID, copy.SOPInstanceUID = stand_in(ds)
     if not copy.get("SliceThickness"):
         copy.SliceThickness = None
     if not copy.get("FrameOfReferenceUID"):

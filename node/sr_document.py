@@ -25,6 +25,7 @@ from pydicom.uid import UID, BasicTextSRStorage
 from node import codes
 from node.encoded import EncodedObject, MeasurementSrClass, ObjectIdentity, TextSrClass
 from node.encoding_task import EncodingTask
+from node.frame_references import name_frames
 from node.result_uids import device_uid
 from node.source_headers import ascii_text, finish, requested_procedures
 
@@ -102,6 +103,7 @@ def _document(
         previous_versions=task.superseded(identity.kind), requested_procedures=requested_procedures(task.headers[0]),
         coding_schemes=codes.coding_schemes(settings.private_scheme_organisation, with_ibsi=True),
     )
+    name_frames(ds, task.headers)
     return EncodedObject(identity.kind, finish(ds, task.headers[0], identity))
 
 

@@ -286,3 +286,11 @@ def through_a_file(ds: Dataset) -> Dataset:
     ds.save_as(buffer, enforce_file_format=True)
     buffer.seek(0)
     return dcmread(buffer)
+
+
+def test_encoding_leaves_the_source_headers_as_they_are() -> None:
+    headers = make_headers()
+    before = [str(ds) for ds in headers]
+    for item in encode_patient_result(make_result(headers), headers, ALL, attachments=PICTURES):
+        item.dataset.PatientName, item.dataset.SOPClassUID = "Changed^Later", "1.2.3"
+    assert [str(ds) for ds in headers] == before

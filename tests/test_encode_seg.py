@@ -16,6 +16,7 @@ from node.encode_results import encode_patient_result
 from node.encoded import Attachments, EncodingSettings, ObjectKind, SegmentationType
 from node.segments import measured_segments
 from node.source_headers import positions_mm
+from node.sr_checks import walk
 from tests.result_builders import CREATED, FLIPPED, OBLIQUE, Grid, affine_of, make_headers, make_result
 
 ATTACHMENTS = Attachments(created=CREATED)
@@ -205,3 +206,28 @@ def written_ct(header: Dataset) -> bytes:
     buffer = BytesIO()
     ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def test_frames_of_an_enhanced_ct_are_referred_to_by_number() -> None:
+    """An enhanced CT is one instance: each SEG frame and outline names it with the frame that it lies on."""
+    headers = make_headers()
+    for number, ds in enumerate(headers, start=1):
+        ds.SOPClassUID, ds.InConcatenationNumber = "1.2.840.10008.5.1.4.1.1.2.1", number
+        ds.SOPInstanceUID = "1.2.3.4"
+    settings = EncodingSettings(objects=ONLY_SEG.objects | {ObjectKind.MEASUREMENTS})
+    seg, report = (item.dataset for item in encode_patient_result(make_result(headers), headers, settings))
+    positions = positions_mm(headers)
+    for groups in seg.PerFrameFunctionalGroupsSequence:
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        assert (source.ReferencedSOPInstanceUID, source.ReferencedSOPClassUID) == ("1.2.3.4", headers[0].SOPClassUID)
+        assert positions[source.ReferencedFrameNumber - 1] == pytest.approx(
+            groups.PlanePositionSequence[0].ImagePositionPatient
+        )
+    instances = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert [item.ReferencedSOPInstanceUID for item in instances] == ["1.2.3.4"]
+    evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    listed = {item.SeriesInstanceUID: item.ReferencedSOPSequence for item in evidence}
+    assert [item.ReferencedSOPInstanceUID for item in listed[headers[0].SeriesInstanceUID]] == ["1.2.3.4"]
+    outlines = [item.ContentSequence[0].ReferencedSOPSequence[0] for item in walk(report) if item.ValueType == "SCOORD"]
+    assert len({item.ReferencedFrameNumber for item in outlines}) == 3
+    assert {item.ReferencedSOPInstanceUID for item in outlines} == {"1.2.3.4"}
