@@ -81,8 +81,7 @@ class StoreHandler:
         with self._idle:
             self._in_flight += 1
         try:
-            with self._writer.expecting():
-                refusal = store.refusal or self._store(store.incoming, opened.sender)
+            refusal = store.refusal or self._store(store.incoming, opened.sender)
         finally:
             if store.incoming is not None:
                 store.incoming.discard()

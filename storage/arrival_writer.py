@@ -7,7 +7,6 @@ first is committed first, so the end of an association stands in the database af
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ from storage.recording import ArrivalOutcome, KnownRows, record_arrivals
 
 LOGGER = logging.getLogger(__name__)
 MAX_GROUP = 64  # arrivals per transaction
-GROUP_WAIT_S = 0.004  # at most, and only for arrivals that are being prepared
 MAX_KNOWN_ROWS = 50_000  # keys remembered, about 10 MB
 WRITE_DEADLINE_S = 120.0  # longer than the database's busy timeout; then the sender is told to try again
 
@@ -48,8 +46,6 @@ class ArrivalWriter:
         self._connection: Connection | None = None  # kept open: taking one from the pool costs as much as a row
         self._inbox = inbox
         self._known = KnownRows()
-        self._expected = 0  # arrivals in preparation or in the queue
-        self._expected_lock = threading.Lock()
         self._queue: queue.SimpleQueue[_Work | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="arrival-writer", daemon=True)
 
@@ -64,17 +60,6 @@ class ArrivalWriter:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
-
-    @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """Around the preparation of an arrival: a group waits a moment for those that are nearly there."""
-        with self._expected_lock:
-            self._expected += 1
-        try:
-            yield
-        finally:
-            with self._expected_lock:
-                self._expected -= 1
 
     def write(self, arrival: Arrival) -> ArrivalOutcome:
         """Make a placed file's name durable and commit its row.
@@ -102,26 +87,19 @@ class ArrivalWriter:
         self._disconnect()
 
     def _take_group(self) -> tuple[list[_Work], bool]:
-        """Wait for the first piece of work, then for what is expected soon; the end of an association ends a group."""
+        """Wait for the first piece of work, then take what came meanwhile; the end of an association ends a group.
+
+        Waiting for more was measured: it costs more in latency than larger groups save.
+        """
         group: list[_Work] = []
-        work: _Work | _Stop | None = self._queue.get()
-        deadline = time.monotonic() + GROUP_WAIT_S
-        while work is not None:
+        work: _Work | _Stop = self._queue.get()
+        while True:
             if isinstance(work, _Stop):
                 return group, True
             group.append(work)
-            if len(group) == MAX_GROUP or not isinstance(work, tuple):
-                break
-            work = self._next_work(deadline if len(group) < self._expected else None)
-        return group, False
-
-    def _next_work(self, deadline: float | None) -> "_Work | _Stop | None":
-        """What is in the queue, or comes before the deadline; None: nothing."""
-        wait_s = deadline - time.monotonic() if deadline is not None else 0.0
-        try:
-            return self._queue.get(timeout=wait_s) if wait_s > 0 else self._queue.get(block=False)
-        except queue.Empty:
-            return None
+            if len(group) == MAX_GROUP or not isinstance(work, tuple) or self._queue.empty():
+                return group, False
+            work = self._queue.get()  # this thread is the only reader
 
     def _commit_arrivals(self, group: Sequence[tuple[Arrival, "Future[ArrivalOutcome]"]]) -> None:
         if not group:
