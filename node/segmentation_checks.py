@@ -47,7 +47,11 @@ def check_segmentation(ds: Dataset, headers: Sequence[Dataset], result: PatientR
         if item.SegmentLabel not in expected:
             problems.append(f"SEG holds segment {item.SegmentLabel!r}, which the result does not have")
         else:
-            problems.extend(_segment_problems(item, expected[item.SegmentLabel], frames, ds, result, headers))
+            segment = expected[item.SegmentLabel]
+            found = _pixels_of(int(item.SegmentNumber), frames)
+            if ds.SegmentationType == "BINARY" and not _same_voxels(segment, found):
+                problems.append(f"the voxels of segment {segment.name!r} are not those of the result")
+            problems.extend(_place_problems(segment, found, result, headers))
     return tuple(problems)
 
 
@@ -95,17 +99,17 @@ def _header_problems(ds: Dataset, headers: Sequence[Dataset]) -> Iterator[str]:
         yield "SEG has another pixel spacing than the source series"
 
 
-def _segment_problems(
-    item: Dataset, segment: Segment, frames: list[Frame], ds: Dataset, result: PatientResult, headers: Sequence[Dataset]
-) -> Iterator[str]:
-    number = int(item.SegmentNumber)
-    binary = ds.SegmentationType == "BINARY"
-    found = {
-        f.slice_index: f.pixels if binary else f.pixels == number
-        for f in frames if f.segment_number == (number if binary else 0)
+def _pixels_of(number: int, frames: list[Frame]) -> dict[int, NDArray[np.uint8]]:
+    """Source slice -> pixels of one segment, 0 and 1; a frame of a label map (segment 0) holds several."""
+    return {
+        frame.slice_index: frame.pixels if frame.segment_number else (frame.pixels == number).astype(np.uint8)
+        for frame in frames if frame.segment_number in (0, number)
     }
-    if binary and not _same_voxels(segment, found):
-        yield f"the voxels of segment {segment.name!r} are not those of the result"
+
+
+def _place_problems(
+    segment: Segment, found: dict[int, NDArray[np.uint8]], result: PatientResult, headers: Sequence[Dataset]
+) -> Iterator[str]:
     if segment.kind is SegmentKind.VOI and len(segment.levels) == 1:
         stated = next(voi.centre_lps_mm for voi in result.vois if voi.level == segment.levels[0])
         distance_mm = float(np.linalg.norm(_centre_lps_mm(found, headers) - np.asarray(stated)))

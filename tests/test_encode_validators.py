@@ -28,7 +28,8 @@ TOLERATED = {
         "Different information entities for attribute - Element=<AccessionNumber> IE <",
     ),
     "pixelmed": (
-        # TID 1411 of the 2022 tables has no row for qualitative evaluations, later editions do (row 17, TID 1501 too)
+        # TID 1411 is extensible: the tool warns of every item that its tables of 2022 do not list; the category of the
+        # mean belongs to the group of the mean, so it stays there
         r"CODE (BMD-CATEGORY,99QCT,\"QCT BMD category\"): Content Item not in template",
         r"CODE (BORDERLINE,99QCT,\"BMD within uncertainty of a category limit\"): Content Item not in template",
         # the tables write "Source series for segmentation", the dictionary capitalises it
