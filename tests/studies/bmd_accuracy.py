@@ -95,6 +95,8 @@ def accuracy(count: int) -> str:
         segmentation = _perfect(patient)
         perfect += list(measure(patient, segmentation, seed))
         wandering += list(measure(patient, ragged(segmentation, patient.volume, seed), seed))
+        for m in (*perfect[-2:], *wandering[-2:]):
+            print(f"{m.seed} {m.level} {m.bmd - m.truth_voi:+.2f} {m.covered:.2f} {m.rejected}", flush=True)
     head = (
         "masks",
         "measured",
