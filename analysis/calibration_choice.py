@@ -14,7 +14,9 @@ import numpy as np
 
 from analysis.calibration import calibration_key
 from analysis.calibration_match import (
-    ChoiceLimits,
+    ChoiceLimits as ChoiceLimits,
+)
+from analysis.calibration_match import (
     KeyDifference,
     calibrated_between,
     key_differences,

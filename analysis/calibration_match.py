@@ -101,14 +101,15 @@ def soft_differences(
             flags.append(reason("CALIBRATION_SOFT_DIFFERENCE", f"{name} {a:g}, phantom scan {b:g}"))
             terms.append(UncertaintyTerm(f"differs: {name}", limits.u_soft_mg_cm3, True))
     key = calibration.key
-    for name, a, b in zip(
+    for name, one, other in zip(
         ("FilterType", "DataCollectionDiameter"),
         _parts(calibration_key(header, "", key.setup)),
         _parts(key),
         strict=True,
     ):
-        if bool(a) != bool(b):
-            flags.append(reason("CALIBRATION_UNKNOWN_SOFT", f"{name} {a or 'absent'}, phantom scan {b or 'absent'}"))
+        if bool(one) != bool(other):
+            text = f"{name} {one or 'absent'}, phantom scan {other or 'absent'}"
+            flags.append(reason("CALIBRATION_UNKNOWN_SOFT", text))
             terms.append(UncertaintyTerm(f"unknown: {name}", limits.u_soft_mg_cm3, True))
     if calibrated_between(header, phantom):
         dates = (

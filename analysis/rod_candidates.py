@@ -77,8 +77,8 @@ def _on_grid(image: Section) -> NDArray[np.float32]:
     rows_mm, columns_mm = image.pixel_mm
     smooth = ndimage.gaussian_filter(clipped, (SMOOTHING_MM / rows_mm, SMOOTHING_MM / columns_mm), truncate=3.0)
     shape = [int((n - 1) * pixel / GRID_MM) + 1 for n, pixel in zip(smooth.shape, image.pixel_mm, strict=True)]
-    rows = np.arange(shape[0]) * GRID_MM / rows_mm
-    columns = np.arange(shape[1]) * GRID_MM / columns_mm
+    rows = np.arange(shape[0], dtype=np.float64) * (GRID_MM / rows_mm)
+    columns = np.arange(shape[1], dtype=np.float64) * (GRID_MM / columns_mm)
     return _bilinear(smooth, rows, columns)
 
 
@@ -90,7 +90,7 @@ def _bilinear(
     fr, fc = (rows - r0)[:, None], (columns - c0)[None, :]
     top = image[r0][:, c0] * (1 - fc) + image[r0][:, c0 + 1] * fc
     bottom = image[r0 + 1][:, c0] * (1 - fc) + image[r0 + 1][:, c0 + 1] * fc
-    return (top * (1 - fr) + bottom * fr).astype(np.float32)
+    return np.asarray(top * (1 - fr) + bottom * fr, dtype=np.float32)
 
 
 def _gradient_direction(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -99,7 +99,8 @@ def _gradient_direction(image: NDArray[np.float32]) -> NDArray[np.float32]:
     length = np.hypot(rows, columns)
     inside = length[image > LOWEST_HU + 50.0]
     noise = float(np.median(inside)) if inside.size else 1.0
-    return np.stack([rows, columns]) / (length + np.clip(2.0 * noise, 1.0, 6.0))
+    direction = np.stack([rows, columns]) / (length + float(np.clip(2.0 * noise, 1.0, 6.0)))
+    return np.asarray(direction, dtype=np.float32)
 
 
 def ring_peak(image: Section, near_mm: NDArray[np.float64], radius_mm: float, reach_mm: float) -> Circle:

@@ -63,8 +63,8 @@ def _patch(image: Section, centre_mm: NDArray[np.float64], reach_mm: float) -> _
 def _fit_once(
     patch: _Patch, pixel_mm: tuple[float, float], centre_mm: NDArray[np.float64], radius_mm: float
 ) -> CircleFit:
-    angle = np.arange(RAYS) * (2 * np.pi / RAYS)
-    distance = np.arange(0.6 * radius_mm, 1.4 * radius_mm, RAY_STEP_MM)
+    angle = np.arange(RAYS, dtype=np.float64) * (2 * np.pi / RAYS)
+    distance = np.asarray(np.arange(0.6 * radius_mm, 1.4 * radius_mm, RAY_STEP_MM), np.float64)
     rays = _along_rays(patch, pixel_mm, centre_mm, (angle, distance))
     inside, contrast = _inside_and_contrast_hu(rays)
     slope = np.gradient(rays, RAY_STEP_MM, axis=1) * (-np.sign(contrast) or 1.0)

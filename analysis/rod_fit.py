@@ -43,12 +43,13 @@ def fit_rods(rods: Sequence[RodSpec], hu: NDArray[np.float64]) -> RodFit:
     design = np.column_stack([density, np.ones_like(density)])
     inverse = np.linalg.inv(design.T @ design)
     sigma, beta = inverse @ design.T @ response
-    residuals = response - design @ np.array([sigma, beta])
+    residuals = np.asarray(response - design @ np.array([sigma, beta]), np.float64)
     freedom = len(density) - 2
     variance = float(residuals @ residuals) / freedom if freedom > 0 else 0.0
     total = float(((response - response.mean()) ** 2).sum())
     r2 = 1.0 - float(residuals @ residuals) / total if total > 0 else 0.0
-    return RodFit(float(sigma), float(beta), residuals, variance**0.5, r2, variance * inverse, freedom)
+    covariance = np.asarray(variance * inverse, np.float64)
+    return RodFit(float(sigma), float(beta), residuals, variance**0.5, r2, covariance, freedom)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

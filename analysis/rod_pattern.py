@@ -145,7 +145,8 @@ def _pitch_mm(places: dict[int, Circle]) -> float:
 
 def _predicted(places: dict[int, Circle], place: int) -> NDArray[np.float64]:
     known = sorted(places)
-    return curve(np.array(known, float), np.array([places[i].position_mm for i in known]), np.array([float(place)]))[0]
+    at_mm = np.array([places[i].position_mm for i in known])
+    return np.asarray(curve(np.array(known, float), at_mm, np.array([float(place)]))[0])
 
 
 def curve(
@@ -161,7 +162,7 @@ def curve(
     across = np.array([-along[1], along[0]])
     straight = _polynomial(places, positions_mm @ along, wanted, 1)
     bent = _polynomial(places, positions_mm @ across, wanted, 2)
-    return straight[:, None] * along + bent[:, None] * across
+    return np.asarray(straight[:, None] * along + bent[:, None] * across)
 
 
 def _polynomial(
@@ -267,7 +268,7 @@ def _disc(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> N
     rows = np.arange(max(r0, 0), min(r1, n_rows))
     columns = np.arange(max(c0, 0), min(c1, n_columns))
     squared = (rows[:, None] * rows_mm - centre_mm[0]) ** 2 + (columns[None, :] * columns_mm - centre_mm[1]) ** 2
-    return image.hu[np.ix_(rows, columns)][squared <= radius_mm**2]
+    return np.asarray(image.hu[np.ix_(rows, columns)][squared <= radius_mm**2])
 
 
 def disc_median_hu(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> float:

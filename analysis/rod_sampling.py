@@ -62,7 +62,7 @@ def _disc(
         for c, p, n in zip(centre_mm, pixel_mm, image.shape, strict=True)
     )
     squared = (rows[:, None] * pixel_mm[0] - centre_mm[0]) ** 2 + (columns[None, :] * pixel_mm[1] - centre_mm[1]) ** 2
-    return image[np.ix_(rows, columns)][squared <= radius_mm**2].astype(float)
+    return np.asarray(image[np.ix_(rows, columns)][squared <= radius_mm**2], np.float64)
 
 
 def _statistics(values: list[NDArray[np.float64]], z_mm: NDArray[np.float64]) -> RodSample:

@@ -195,7 +195,7 @@ class _Scene:
     def rods_in_slice(self, z_mm: float) -> NDArray[np.float64]:
         roll = np.radians(self.spec.pose.roll_deg)
         turn = np.array([[np.cos(roll), np.sin(roll)], [-np.sin(roll), np.cos(roll)]])
-        return self.rods_xy @ turn + np.array(self.pad_centre(z_mm))
+        return np.asarray(self.rods_xy @ turn + np.array(self.pad_centre(z_mm)))
 
     def draw(self, index: int) -> NDArray[np.float32]:
         """One slice: three positions through its thickness, averaged, then blurred by the kernel."""
@@ -207,7 +207,8 @@ class _Scene:
                 base = image[rows, columns]
                 image[rows, columns] = base + cover / 3 * (self.rod_hu(place) - self.spec.geometry.pad_hu)
         self._spoil(image, z)
-        return ndimage.gaussian_filter(image, self.spec.acquisition.kernel_sigma_mm / self.pixel_mm, truncate=3.5)
+        sigma = self.spec.acquisition.kernel_sigma_mm / self.pixel_mm
+        return np.asarray(ndimage.gaussian_filter(image, sigma, truncate=3.5), np.float32)
 
     def _surroundings(self, z_mm: float) -> NDArray[np.float32]:
         pose, moved = self.spec.pose, self.spec.defects.moved_mm
@@ -238,7 +239,7 @@ class _Scene:
 
     def _cover(self, distance_mm: NDArray[np.float32]) -> NDArray[np.float32]:
         """Share of the pixel inside a shape from the signed distance to its border."""
-        return np.clip(0.5 - distance_mm / self.pixel_mm, 0.0, 1.0)
+        return np.asarray(np.clip(0.5 - distance_mm / self.pixel_mm, 0.0, 1.0), np.float32)
 
     def _table_cover(self) -> NDArray[np.float32]:
         depth = self.pad_centre(0.0)[1] + self.spec.geometry.pad_height_mm / 2 + 6.0 + self._sag_mm()
@@ -247,7 +248,7 @@ class _Scene:
         return self._cover(np.maximum(shell, np.abs(self.x) - 210.0))
 
     def _sag_mm(self) -> float:
-        return float(np.ptp(self.rods_xy[:, 1])) + 150.0 * abs(np.sin(np.radians(self.spec.pose.roll_deg)))
+        return float(np.ptp(self.rods_xy[:, 1]) + 150.0 * abs(np.sin(np.radians(self.spec.pose.roll_deg))))
 
     def _pad_cover(self, x0: float, y0: float) -> NDArray[np.float32]:
         g, roll = self.spec.geometry, np.radians(self.spec.pose.roll_deg)
@@ -325,7 +326,7 @@ class _Scene:
     def _cupping_at(self, x: NDArray[np.float32] | float, y: NDArray[np.float32] | float) -> NDArray[np.float64]:
         """Parabola: full depth at the isocentre, none beyond 200 mm."""
         squared = (np.asarray(x, float) ** 2 + np.asarray(y, float) ** 2) / 200.0**2
-        return -self.spec.acquisition.cupping_hu * np.clip(1.0 - squared, 0.0, 1.0)
+        return np.asarray(-self.spec.acquisition.cupping_hu * np.clip(1.0 - squared, 0.0, 1.0))
 
     def rod_hu_with_cupping(self) -> tuple[float, ...]:
         values = {}

@@ -31,7 +31,7 @@ from analysis.simulation.phantom_weeks import WeekPlan, weekly_series
 from storage import calibrations as store
 from storage.phantom_registry import save_failed_scan
 from storage.schema import open_database
-from tests.phantom_builders import MODEL_3, MONDAY, header
+from tests.phantom_builders import MODEL_3, MONDAY, SMALL, header
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MISSED_WEEK, BAD_WEEK, TUBE_WEEK = 20, 40, 28
@@ -143,15 +143,17 @@ def extra_answers(session: Session) -> list[str]:
     return told
 
 
-def report(rows: list[Week], calibrations: list[Calibration], session: Session, told: list[str]) -> str:
+def report(
+    rows: list[Week], calibrations: list[Calibration], session: Session, told: list[str], shot: Acquisition
+) -> str:
     errors = np.array([r.line_error for r in rows if r.line_error is not None and r.verdict.startswith("accepted")])
     seconds = [r.seconds for r in rows]
     states = store.key_states(session, calibrations[-1].acquired + timedelta(days=9))
     lines = [
         "# A simulated year of weekly phantom scans",
         "",
-        "Written by `python -m tests.studies.phantom_year`. Phantom: Mindways Model 3 CT under a water body, 40 slices of "
-        f"1.25 mm, 512 x 512, noise 12 HU. Drift {100 * PLAN.drift_per_year:.1f} % a year, week to week 0.3 % in slope and "
+        "Written by `python -m tests.studies.phantom_year`. Phantom: Mindways Model 3 CT under a water body, "
+        f"{shot.slices} slices of {shot.spacing_mm} mm, {shot.matrix} x {shot.matrix}, noise {shot.noise_hu:.0f} HU. Drift {100 * PLAN.drift_per_year:.1f} % a year, week to week 0.3 % in slope and "
         f"1 HU in offset, week {MISSED_WEEK} missed, week {BAD_WEEK} reads 5 % steep and is repeated a day later, tube "
         f"changed before week {TUBE_WEEK} (slope -1.5 %, offset +3 HU) and declared by the site.",
         "",
@@ -177,17 +179,17 @@ def report(rows: list[Week], calibrations: list[Calibration], session: Session, 
     return "\n".join(lines) + "\n"
 
 
-def main(weeks: int, docs: Path = DOCS) -> None:
+def main(weeks: int, docs: Path, shot: Acquisition) -> None:
     global PLAN
     PLAN = replace(PLAN, weeks=weeks)
-    base = PhantomScanSpec(MODEL_3, acquisition=Acquisition(noise_hu=12.0), rod_error_hu=(2.0, -2.5, -1.5, 3.0, -1.0))
+    base = PhantomScanSpec(MODEL_3, acquisition=shot, rod_error_hu=(2.0, -2.5, -1.5, 3.0, -1.0))
     with TemporaryDirectory() as folder:
         sessions = open_database(f"sqlite:///{folder}/year.sqlite")
         with sessions.begin() as session:
             rows, calibrations = run(base, session)
             history = store.history(session, calibrations[0].key)
             epochs: tuple[datetime, ...] = tuple(start for start, _ in store.epochs_of(session, "CT1"))
-            (docs / "calibration-year.md").write_text(report(rows, calibrations, session, extra_answers(session)))
+            (docs / "calibration-year.md").write_text(report(rows, calibrations, session, extra_answers(session), shot))
             (docs / "calibration-year-charts.png").write_bytes(series_charts(history, epochs))
             (docs / "calibration-year-scan.png").write_bytes(scan_chart(history[-1], history))
 
@@ -196,5 +198,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weeks", type=int, default=52)
     parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--small", action="store_true", help="12 slices of 320 x 320 instead of 40 of 512 x 512")
     given = parser.parse_args()
-    main(given.weeks, given.docs)
+    main(given.weeks, given.docs, SMALL if given.small else Acquisition(noise_hu=12.0))
