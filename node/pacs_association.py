@@ -110,10 +110,7 @@ def associate(call: Call) -> Iterator[PacsAssociation]:
     destination = call.destination
     ae.connection_timeout = ae.acse_timeout = destination.connect_timeout_s
     ae.dimse_timeout = ae.network_timeout = destination.response_timeout_s
-    association = ae.associate(
-        destination.host, destination.port, contexts=_contexts(call), ae_title=destination.ae_title,
-        evt_handlers=[*call.handlers, *SOCKET_HANDLERS], tls_args=_tls(destination),
-    )  # fmt: skip
+    association = _request(ae, call)
     if not association.is_established:
         raise _why_not(association, destination)
     try:
@@ -122,6 +119,17 @@ def associate(call: Call) -> Iterator[PacsAssociation]:
         if association.is_established:
             association.release()
         ae.shutdown()
+
+
+def _request(ae: AE, call: Call) -> Association:
+    destination = call.destination
+    try:
+        return ae.associate(
+            destination.host, destination.port, contexts=_contexts(call), ae_title=destination.ae_title,
+            evt_handlers=[*call.handlers, *SOCKET_HANDLERS], tls_args=_tls(destination),
+        )  # fmt: skip
+    except socket.gaierror as error:
+        raise DeliveryError(f"{destination.name}: {destination.host}: {error.strerror}", permanent=False) from error
 
 
 def _contexts(call: Call) -> list[PresentationContext]:
@@ -141,11 +149,14 @@ def _tls(destination: Destination) -> tuple[ssl.SSLContext, str] | None:
     tls = destination.tls
     if not tls.enabled:
         return None
-    context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
+        if tls.certificate_file and tls.key_file:
+            context.load_cert_chain(tls.certificate_file, tls.key_file)
+    except OSError as error:  # ssl.SSLError among them
+        raise DeliveryError(f"{destination.name}: its TLS files cannot be used: {error}", permanent=False) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = tls.check_host_name
-    if tls.certificate_file and tls.key_file:
-        context.load_cert_chain(tls.certificate_file, tls.key_file)
     return context, destination.host
 
 

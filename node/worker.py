@@ -95,7 +95,8 @@ class Worker:
         """Take no more jobs, give running ones the grace to end, put back the others."""
         self._stop.set()
         self._wake.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         wait(self._running, timeout=grace_s)
         self._collect()
         for future, running in list(self._running.items()):

@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from node.breaker import Breaker, delay
 from node.delivery_status import Meaning, judge_commitment, judge_rejection, judge_store
-from node.destinations import CommitmentUse, Destination, RetrySettings
+from node.destinations import CommitmentUse, Destination, DestinationTls, RetrySettings
 from node.sender import DestinationSender
 from storage.database import SessionFactory
 from storage.outbox import Delivery, OutboxItem, Wanted, list_items, requeue_dead
@@ -262,6 +262,24 @@ def test_a_silent_host_costs_no_more_than_the_connect_time(sessions: SessionFact
     assert time.monotonic() - started < 5.0 and sender.breaker.failures == 1
 
 
+def test_a_host_that_has_no_address_is_a_destination_that_is_away(sessions: SessionFactory, tmp_path: Path) -> None:
+    queue(sessions, tmp_path)
+    sender = DestinationSender(sessions, replace(destination(104), host="no-such-host.invalid"), "QCT-NODE")
+    assert not sender.deliver_once()
+    assert sender.breaker.failures == 1 and states(sessions) == [Delivery.WAITING]
+
+
+def test_tls_files_that_cannot_be_used_are_named_and_tried_again(
+    sessions: SessionFactory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue(sessions, tmp_path)
+    rubbish = tmp_path / "rubbish.pem"
+    rubbish.write_text("no certificate")
+    tls = DestinationTls(enabled=True, ca_file=rubbish)
+    DestinationSender(sessions, destination(free_port(), tls=tls), "QCT-NODE").deliver_once()
+    assert "its TLS files cannot be used" in caplog.text and states(sessions) == [Delivery.WAITING]
+
+
 def test_the_breaker_opens_after_its_failures_and_closes_on_success() -> None:
     now = [100.0]
     breaker = Breaker(replace(QUICK, first_delay_s=5, longest_delay_s=60, jitter=0.2), lambda: now[0])
@@ -332,6 +350,27 @@ def test_a_stock_dcmtk_storescp_is_not_waited_for_at_each_object(
     print(f"{n / quick_s:.0f} objects/s, {n / plain_s:.0f} without")
     assert plain_s > n * 0.035, "the peer no longer delays: the test shows nothing"
     assert quick_s < 0.6 * plain_s
+
+
+@pytest.mark.skipif(shutil.which("dcmqrscp") is None, reason="DCMTK's dcmqrscp is not installed")
+def test_an_archive_of_dcmtk_keeps_what_it_is_sent(sessions: SessionFactory, tmp_path: Path) -> None:
+    queue(sessions, tmp_path, 3)
+    port, area = free_port(), tmp_path / "area"
+    area.mkdir()
+    (tmp_path / "dcmqrscp.cfg").write_text(
+        f"NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 4\n"
+        f"HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
+        f"AETable BEGIN\nARCHIVE {area} RW (100, 1024mb) ANY\nAETable END\n"
+    )
+    process = subprocess.Popen(["dcmqrscp", "-c", str(tmp_path / "dcmqrscp.cfg")])
+    try:
+        wait_for(lambda: listening(port))
+        DestinationSender(sessions, replace(destination(port), ae_title="ARCHIVE"), "QCT-NODE").deliver_once()
+    finally:
+        process.kill()
+        process.wait()
+    assert set(states(sessions)) == {Delivery.DELIVERED}
+    assert len([path for path in area.iterdir() if path.suffix == ".dcm"]) == 3
 
 
 @contextmanager

@@ -174,7 +174,14 @@ def test_a_dask_cluster_runs_the_same_analyses_under_the_same_caps(sessions: Ses
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "node.worker_process" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if is_worker(child)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "node.worker_process" in " ".join(process.cmdline())
+    except psutil.Error:  # gone, or about to be
+        return False
 
 
 @pytest.fixture(autouse=True)
