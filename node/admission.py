@@ -11,6 +11,9 @@ BY_USER, BY_PRESENTATION = 1, 3  # source
 CALLING_AE_NOT_RECOGNISED, CALLED_AE_NOT_RECOGNISED = 3, 7  # diagnostic with source 1
 TEMPORARY_CONGESTION, LOCAL_LIMIT_EXCEEDED = 1, 2  # diagnostic with source 3
 
+# associations beyond the limits for callers that bring no images: verification and reports are answered under load
+RESERVE = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -52,7 +55,8 @@ def judge_caller(caller: Caller, own_ae_title: str, settings: ReceiverSettings, 
         reason = f"called {caller.called_ae_title!r}, this node is {own_ae_title!r}"
         lines = f"node:\n  ae_title: {_quoted(caller.called_ae_title)}"
         return Rejection(PERMANENT, BY_USER, CALLED_AE_NOT_RECOGNISED, reason, lines)
-    if limit := _limit_reached(caller, settings, now.open_callers):
+    reserve = 0 if now.wants_storage else RESERVE
+    if limit := _limit_reached(caller, settings, now.open_callers, reserve):
         return Rejection(TRANSIENT, BY_PRESENTATION, LOCAL_LIMIT_EXCEEDED, limit)
     if now.wants_storage and now.disk_refusal:
         return Rejection(TRANSIENT, BY_PRESENTATION, LOCAL_LIMIT_EXCEEDED, f"no room for images: {now.disk_refusal}")
@@ -82,12 +86,14 @@ def _quoted(text: str) -> str:
     return '"' + "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" for c in escaped) + '"'
 
 
-def _limit_reached(caller: Caller, settings: ReceiverSettings, open_callers: Iterable[Caller]) -> str | None:
+def _limit_reached(
+    caller: Caller, settings: ReceiverSettings, open_callers: Iterable[Caller], reserve: int
+) -> str | None:
     counts = Counter((c.calling_ae_title, c.address) for c in open_callers)
-    if counts.total() >= settings.max_associations:
+    if counts.total() >= settings.max_associations + reserve:
         return f"{counts.total()} associations are open, receiving.max_associations is {settings.max_associations}"
     own = counts[(caller.calling_ae_title, caller.address)]
-    if own >= settings.max_associations_per_peer:
+    if own >= settings.max_associations_per_peer + reserve:
         return (
             f"{own} associations of {caller.calling_ae_title!r} are open, receiving.max_associations_per_peer is "
             f"{settings.max_associations_per_peer}"

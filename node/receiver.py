@@ -226,8 +226,9 @@ class Receiver:
         ending = AssociationEnding.RELEASED if assoc.is_released else AssociationEnding.ABORTED
         if opened.instances:
             self._writer.close_association(opened.sender.association_id, ending, self.clock.now())
-        LOGGER.info(
-            "association of %s at %s %s: %d instances, %d refused, %.1f s",
+        level = logging.INFO if opened.instances or opened.refused else logging.DEBUG
+        LOGGER.log(
+            level, "association of %s at %s %s: %d instances, %d refused, %.1f s",
             opened.caller.calling_ae_title, opened.caller.address, ending, opened.instances, opened.refused,
             (self.clock.now() - opened.sender.opened_at).total_seconds(),
         )  # fmt: skip

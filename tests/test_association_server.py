@@ -109,7 +109,7 @@ def test_limits_per_peer_and_in_total_reject_as_transient(tmp_path: Path) -> Non
 
         def associate(title: str) -> int:
             ae = AE(title)
-            ae.add_requested_context(Verification)
+            ae.add_requested_context(CTImageStorage)
             association = ae.associate("127.0.0.1", node.port, ae_title=AE_TITLE)
             held.callback(association.abort)
             return 0 if association.is_established else association.acceptor.primitive.result
@@ -118,6 +118,7 @@ def test_limits_per_peer_and_in_total_reject_as_transient(tmp_path: Path) -> Non
         assert associate("CT1") == 2, "third of one peer"
         assert associate("CT2") == 0
         assert associate("CT3") == 2, "fourth in total"
+        assert echoscu(node.port, calling="CT3").code == 0, "verification has places of its own"
     assert not node.receiver.open_associations()
 
 
@@ -125,7 +126,8 @@ def test_a_slot_is_free_again_when_its_association_ends(tmp_path: Path) -> None:
     with running_node(tmp_path / "node", replace(SETTINGS, max_associations=1)) as node:
         for _ in range(5):
             assert wait_until(lambda: not node.receiver.open_associations())
-            assert echoscu(node.port).code == 0
+            with RawPeer(node.port) as peer:
+                assert peer.answer_type == 0x02, "accepted"
 
 
 def test_500_silent_connections_do_not_keep_a_scanner_out(node: RunningNode) -> None:
