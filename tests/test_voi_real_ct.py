@@ -1,8 +1,8 @@
 """The VOI on real CT with labels: inside the labelled body, off the cortex, and with the HU of an independent core.
 
-The independent core is the label eroded by 5 mm, without the endplates (the middle 60 % of the height), with absolute
-limits of -50 to 400 HU against sclerosis. The VOI samples only the middle 9 mm, so both cores are printed: the one
-over 60 % of the height and the one over the VOI's own depth.
+The independent core is the label eroded by 5 mm, without the endplates (the middle 60 % of the height) and without
+values more than 300 HU from its median (islands, sclerosis; symmetric, for noise must not bias it). The VOI samples only
+the middle 9 mm, so both cores are printed: the one over 60 % of the height and the one over the VOI's own depth.
 """
 
 from collections.abc import Iterator
@@ -118,7 +118,7 @@ def _core_hu(
     height_mm = frame.to_frame_mm(volume.to_lps_mm(index.astype(float)))[:, 0]
     limit_mm = 4.5 if half_height is None else half_height * frame.height_mm
     hu = volume.hu[tuple(index[np.abs(height_mm) < limit_mm].T)]
-    return float(hu[(hu > -50) & (hu < 400)].mean())
+    return float(hu[np.abs(hu - np.median(hu)) < 300].mean())
 
 
 @needs_data
