@@ -245,7 +245,7 @@ def _publish(session: Session, outcome: StudyOutcome, wanted: Sequence[Wanted]) 
     now = _now()
     result, new = save_outcome(session, outcome, now)
     queued = queue_result(session, result, wanted, now) if new else 0
-    if new and not outcome.objects:
+    if new and not queued and (wanted or not outcome.objects):  # nothing of it has to be delivered
         mark_delivered(session, outcome.study_instance_uid, outcome.version, now)
     for study_instance_uid in outcome.reanalyse:
         reanalyse(session, study_instance_uid, f"study {outcome.study_instance_uid} may amend it", now)
