@@ -260,17 +260,23 @@ def simulate_patient(
 @train_app.command("segmentation")
 def train_segmentation(
     stage: Annotated[str, typer.Option(help="coarse or fine")],
-    out: OutOption = Path("runs"),
+    data: Annotated[list[Path], typer.Option(help="folder: torso label maps, CT + label NIfTI (VerSe), or DICOM SEG")],
+    out: OutOption = Path("runs/segmentation"),
     preset: Annotated[str, typer.Option(help="'seed' is the published setting of the coarse stage")] = "default",
-    data: Annotated[list[Path] | None, typer.Option(help="folder of CT + label NIfTI (VerSe) or DICOM SEG")] = None,
-    resume: Annotated[bool, typer.Option()] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    start_from: Annotated[Path | None, typer.Option(help="weights to begin with")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the run's checkpoint")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    iterations: Annotated[int | None, typer.Option(help="instead of the preset's, for a short trial")] = None,
 ) -> None:
-    """Train the coarse or fine VB-Net on simulated CT and, if given, the site's own labelled CT."""
+    """Train the coarse or fine VB-Net on CT simulated from label maps and on labelled CT."""
     with exit_codes():
-        from node.train_segmentation import run_training
+        from analysis.training.segmentation import TrainingRequest
+        from analysis.training.segmentation import train_segmentation as train
 
-        run_training(stage, preset, tuple(data or ()), out, resume, device)
+        request = TrainingRequest(
+            stage, preset, tuple(data), out, start_from=start_from, resume=resume, device=device, iterations=iterations
+        )
+        CONSOLE.print(f"weights: {train(request, CONSOLE)}", markup=False)
 
 
 @train_app.command("radiomics")

@@ -77,8 +77,10 @@ def train_model(config: Config, out: Path, features_csv: Path | None, signature:
 
 def training_plan(settings: RadiomicsSettings, signature: str) -> TrainingPlan:
     """The configured plan for one signature."""
-    if signature == "stepwise" or signature == "seed":
-        selection = SelectionPlan(signature, settings.classifier)
+    if signature == "stepwise":
+        selection = SelectionPlan("stepwise", settings.classifier)
+    elif signature == "seed":
+        selection = SelectionPlan("seed", settings.classifier)
     else:
         raise ConfigError(f"signature {signature!r} found; 'stepwise' or 'seed' expected")
     return TrainingPlan(

@@ -85,7 +85,7 @@ def _range(datasets: Sequence[Dataset], keyword: str) -> tuple[float, float] | N
 def acquired_utc(ds: Dataset, site_timezone: tzinfo) -> datetime | None:
     """When the images were acquired, in UTC; falls back from acquisition to content, series and study."""
     zone = _timezone(ds) or site_timezone
-    combined = [("AcquisitionDateTime", None)]
+    combined: list[tuple[str, str | None]] = [("AcquisitionDateTime", None)]
     combined += [(f"{level}Date", f"{level}Time") for level in ("Acquisition", "Content", "Series", "Study")]
     for date_keyword, time_keyword in combined:
         stamp = (text(ds, date_keyword) or "") + (text(ds, time_keyword) or "" if time_keyword else "")
