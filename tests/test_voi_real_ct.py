@@ -1,8 +1,8 @@
 """The VOI on real CT with labels: inside the labelled body, off the cortex, and with the HU of an independent core.
 
 The independent core is the label eroded by 5 mm, without the endplates (the middle 60 % of the height) and without
-values more than 300 HU from its median (islands, sclerosis; symmetric, for noise must not bias it). The VOI samples only
-the middle 9 mm, so both cores are printed: the one over 60 % of the height and the one over the VOI's own depth.
+values more than 300 HU from its median (islands, sclerosis; symmetric, so that noise does not bias it). The VOI samples
+only the middle 9 mm, so both cores are printed: the one over 60 % of the height and the one over the VOI's own depth.
 """
 
 from collections.abc import Iterator
@@ -136,7 +136,9 @@ def test_the_voi_lies_in_the_labelled_body_and_agrees_with_its_core(
                 f"{r.volume:14} {r.level:4} {r.voi_hu:8.1f} {r.core_hu:6.1f} {r.slab_hu:12.1f} {r.covered:16.2f} "
                 f"{r.excluded:8.1%} {r.to_surface_mm:12.1f} {r.cortex_voxels:10d}"
             )
-    assert rows
+    # the T12 of the thoracic CT is so small (522 mm2, known without cortex) that the largest oval covers 0.549 of it:
+    # the rule refuses it, and that is what must happen
+    assert len(rows) == {"abdomen-3mm": 5, "l3-subregions": 1, "cta-thoracic": 0}[name]
     for r in rows:
         assert r.cortex_voxels == 0
         assert r.to_surface_mm > 2.0
