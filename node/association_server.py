@@ -24,10 +24,11 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import attempt
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from node.bounded_socket import PDU_HEADER_BYTES, BoundedSocket
 from node.receiver_settings import TlsSettings
 from node.store_status import HANDLER_FAULT, Answer
 from node.streaming import OpenFile, StoreRequest, StreamingMessages
-from node.upper_layer import MAX_CONTROL_PDU_BYTES, PDU_HEADER_BYTES, BoundedSocket, BoundedUpperLayer
+from node.upper_layer import MAX_CONTROL_PDU_BYTES, BoundedUpperLayer
 
 LOGGER = logging.getLogger(__name__)
 

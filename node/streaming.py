@@ -13,6 +13,7 @@ from typing import Any
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 
+from node.bounded_socket import WAIT_S
 from node.command_set import StoreAnswer, StoreCommand, announces_data_set, parse_store_command, store_answer_pdu
 from node.store_status import (
     CANNOT_UNDERSTAND,
@@ -21,7 +22,7 @@ from node.store_status import (
     SOP_CLASS_NOT_SUPPORTED,
     Refusal,
 )
-from node.upper_layer import MALFORMED_PDU, WAIT_S, AlertingQueue, ReceivedFragments
+from node.upper_layer import MALFORMED_PDU, AlertingQueue, ReceivedFragments
 from storage.inbox import IncomingFile, ObjectNames
 from storage.instance_header import is_uid
 
