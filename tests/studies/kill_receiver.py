@@ -3,7 +3,7 @@
     python -m tests.studies.kill_receiver --kills 200 --folder /var/tmp
 
 Three senders store images (partly the same ones) while the receiver is killed and started again on the same
-folder. Afterwards every instance that was answered with Success must be on disk with its bytes and in the database once.
+folder. Afterwards every instance answered with Success must be on disk with its bytes and in the database once.
 """
 
 import argparse
