@@ -57,6 +57,7 @@ class CalibrationLimits:
         SigmaRange(120.0, 1.35, 1.85),
         SigmaRange(140.0, 1.25, 1.7),
     )
+    hydroxyapatite_lowering: float = 0.25  # their slope holds no displaced water (0.2174 HU per mg/cm3)
     alone_widening: float = 0.12  # a phantom without a body reads steeper (less beam hardening)
     max_beta_ct_hu: float = 30.0
     bmd_levels_mg_cm3: tuple[float, float] = (80.0, 120.0)
@@ -163,11 +164,13 @@ def _line_gates(
 ) -> tuple[tuple[str, Gate], ...]:
     largest = max(abs(r) for r in line.residuals_hu)
     beta = (-limits.max_beta_ct_hu, limits.max_beta_ct_hu)
+    low, high = sigma_ref_bounds(kvp, setup, limits)
+    low -= limits.hydroxyapatite_lowering if line.material is Material.HA else 0.0
     return (
         _gate("GATE_R2", "r2", line.r2, (limits.min_r2, None)),
         _gate("GATE_SEE", "see_hu", line.see_hu, (None, limits.max_see_hu)),
         _gate("GATE_RESIDUAL", "max_residual_hu", largest, (None, limits.max_residual_hu)),
-        _gate("GATE_SIGMA", "sigma_ref", line.sigma_ref, sigma_ref_bounds(kvp, setup, limits)),
+        _gate("GATE_SIGMA", "sigma_ref", line.sigma_ref, (low, high)),
         _gate("GATE_BETA", "beta_ct_hu", line.beta_ct, beta),
     )
 

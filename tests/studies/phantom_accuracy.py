@@ -125,12 +125,12 @@ def report(cases: list[Case], seed: int) -> str:
     lines = [
         "# Accuracy of the phantom measurement",
         "",
-        f"Written by `python -m tests.studies.phantom_accuracy --cases {len(cases)} --seed {seed}`: random simulated scans of a "
-        "Mindways Model 3 CT (80-140 kVp, slices 0.6-5 mm, field 350-500 mm, 25-90 mm of rod, noise SD 3-40 HU, tilt up to "
-        "5 degrees, pad -100 to +150 HU, rods 14-24 mm at 20-38 mm pitch, flat or arched, alone, under water or under a "
-        "patient-like body, mirrored or upside down). The simulator shares no geometry code with the finder. *Within* counts "
-        "scans with every rod within 1 HU or 3 standard errors, slope within 0.5 %, offset within 1.5 HU and BMD at 80 and "
-        "120 mg/cm3 within 1.0 mg/cm3. Errors are mean ± SD, largest.",
+        f"Written by `python -m tests.studies.phantom_accuracy --cases {len(cases)} --seed {seed}`: random simulated "
+        "scans of a Mindways Model 3 CT (80-140 kVp, slices 0.6-5 mm, field 350-500 mm, 25-90 mm of rod, noise SD "
+        "3-40 HU, tilt up to 5 degrees, pad -100 to +150 HU, rods 14-24 mm at 20-38 mm pitch, flat or arched, alone, "
+        "under water or under a patient-like body, mirrored or upside down). The simulator shares no geometry code "
+        "with the finder. *Within* counts scans with every rod within 1 HU or 3 standard errors, slope within 0.5 %, offset "
+        "within 1.5 HU and BMD at 80 and 120 mg/cm3 within 1.0 mg/cm3. Errors are mean ± SD, largest.",
         "",
         "| scans | n | measured | within | accepted | slope, % | offset, HU | BMD, mg/cm3 | s (median) |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -150,15 +150,18 @@ def report(cases: list[Case], seed: int) -> str:
         and (c.rod_sigmas > 1 or abs(c.bmd) > 1 or abs(c.slope_percent) > 0.5 or abs(c.offset_hu) > 1.5)
     ]
     lines += ["", f"Not measured: {len(missed)}. Outside a limit: {len(beyond)}.", ""]
-    for c in (*missed, *beyond):
-        g, shot = c.spec.geometry, c.spec.acquisition
-        lines.append(
-            f"- {c.code}: rod {c.rod_hu:+.1f} HU ({c.rod_sigmas:.2f} of the limit), slope {c.slope_percent:+.2f} %, offset "
-            f"{c.offset_hu:+.2f} HU, BMD {c.bmd:+.2f}, centre {c.centre_mm:.1f} mm; noise {c.noise_hu:.0f} HU, {c.length_mm:.0f} mm "
-            f"in {shot.slices} slices, {c.kvp:.0f} kV, {c.setup}, pad {g.pad_hu:.0f} HU, rods {g.rod_diameter_mm:.1f} mm at "
-            f"{g.pitch_mm:.1f} mm, arc {g.arc_radius_mm:.0f} mm, seed {shot.seed}"
-        )
+    lines += [describe(c) for c in (*missed, *beyond)]
     return "\n".join(lines) + "\n"
+
+
+def describe(c: Case) -> str:
+    g, shot = c.spec.geometry, c.spec.acquisition
+    return (
+        f"- {c.code}: rod {c.rod_hu:+.1f} HU ({c.rod_sigmas:.2f} of the limit), slope {c.slope_percent:+.2f} %, offset "
+        f"{c.offset_hu:+.2f} HU, BMD {c.bmd:+.2f}, centre {c.centre_mm:.1f} mm; noise {c.noise_hu:.0f} HU, "
+        f"{c.length_mm:.0f} mm in {shot.slices} slices, {c.kvp:.0f} kV, {c.setup}, pad {g.pad_hu:.0f} HU, rods "
+        f"{g.rod_diameter_mm:.1f} mm at {g.pitch_mm:.1f} mm, arc {g.arc_radius_mm:.0f} mm, seed {shot.seed}"
+    )
 
 
 def main(cases: int, seed: int, docs: Path) -> None:

@@ -1,8 +1,8 @@
 """A year of weekly phantom scans of one scanner, measured, judged and used: `python -m tests.studies.phantom_year`.
 
-A drift of -0.6 % a year, a missed week, one bad scan that is repeated the next day, and a tube change that the site
-declares. Each week a patient is scanned 3.5 days after the phantom; the study compares the line chosen for that patient,
-at first and when the next scan is in, with the truth. Writes docs/calibration-year.md and its charts.
+A drift of -0.6 % a year, a missed week, one bad scan repeated the next day, and a tube change that the site declares.
+Each week a patient is scanned 3.5 days after the phantom; the study compares the line chosen for that patient, at first
+and when the next scan is in, with the truth. Writes docs/calibration-year.md and its charts.
 """
 
 import argparse
@@ -153,9 +153,10 @@ def report(
         "# A simulated year of weekly phantom scans",
         "",
         "Written by `python -m tests.studies.phantom_year`. Phantom: Mindways Model 3 CT under a water body, "
-        f"{shot.slices} slices of {shot.spacing_mm} mm, {shot.matrix} x {shot.matrix}, noise {shot.noise_hu:.0f} HU. Drift {100 * PLAN.drift_per_year:.1f} % a year, week to week 0.3 % in slope and "
-        f"1 HU in offset, week {MISSED_WEEK} missed, week {BAD_WEEK} reads 5 % steep and is repeated a day later, tube "
-        f"changed before week {TUBE_WEEK} (slope -1.5 %, offset +3 HU) and declared by the site.",
+        f"{shot.slices} slices of {shot.spacing_mm} mm, {shot.matrix} x {shot.matrix}, noise {shot.noise_hu:.0f} HU. "
+        f"Drift {100 * PLAN.drift_per_year:.1f} % a year, week to week 0.3 % in slope and 1 HU in offset, week "
+        f"{MISSED_WEEK} missed, week {BAD_WEEK} reads 5 % steep and is repeated a day later, tube changed before week "
+        f"{TUBE_WEEK} (slope -1.5 %, offset +3 HU) and declared by the site.",
         "",
         f"- scans measured: {len(rows)} in {sum(seconds):.0f} s of processor time, longest {max(seconds):.2f} s",
         f"- error of the accepted lines at 100 mg/cm3: mean {errors.mean():+.2f}, SD {errors.std():.2f}, "
@@ -167,8 +168,8 @@ def report(
         "",
         "![last scan](calibration-year-scan.png)",
         "",
-        "The patient of each week is scanned 3.5 days after the phantom. *At first* is the answer before the next phantom "
-        "scan, *later* after it: state and error in mg/cm3 at 100 mg/cm3.",
+        "The patient of each week is scanned 3.5 days after the phantom. *At first* is the answer before the next "
+        "phantom scan, *later* after it: state and error in mg/cm3 at 100 mg/cm3.",
         "",
         "| week | phantom scan | line error | patient at first | patient later |",
         "|---|---|---|---|---|",
