@@ -30,6 +30,7 @@ from analysis.resampling import (
 from analysis.results import ModelUsed, Reason, Segmentation, VertebraLevel
 from analysis.rib_contact import RibBox, rib_contact, rib_volumes_ml, sides_in_view, spine_axes
 from analysis.spine_chain import ChainLimits, NamedChain, VertebraEvidence, name_levels
+from analysis.spine_detection import RIB as COARSE_RIB
 from analysis.spine_detection import (
     SACRUM,
     CoarseMaps,
@@ -91,6 +92,10 @@ def models_used(networks: Networks) -> tuple[ModelUsed, ...]:
     return tuple(ModelUsed(name, SOFTWARE_VERSION, network.sha256) for name, network in stages)
 
 
+# The coarse network's maps and the grid they lie on.
+Coarse = tuple[CoarseMaps, IsotropicGrid]
+
+
 class Stopwatch:
     """Durations of named stages, in order."""
 
@@ -126,7 +131,7 @@ def segment_vertebrae(volume: CtVolume, networks: Networks, limits: Segmentation
     crops = outline_vertebrae(view, [grid.to_axis_mm(peak.index) for peak in column], networks.fine, limits)
     column, crops = _plausible(column, crops, limits)
     watch.lap("fine network")
-    chain = name_levels(_evidence(view, maps, column, crops, limits), limits.chain)
+    chain = name_levels(_evidence(view, (maps, grid), column, crops, limits), limits.chain)
     watch.lap("levels")
     labels, body = _label_maps(view, crops, chain, _sacrum(view, maps, grid, device), device)
     watch.lap("label maps")
@@ -218,16 +223,19 @@ def _plausible(
 
 
 def _evidence(
-    view: CanonicalView, maps: CoarseMaps, column: list[Peak], crops: list[FineCrop], limits: SegmentationLimits
+    view: CanonicalView, coarse: Coarse, column: list[Peak], crops: list[FineCrop], limits: SegmentationLimits
 ) -> tuple[VertebraEvidence, ...]:
     """What the chain needs, per vertebra from head to feet; only the lowest can stand above the sacrum."""
+    maps, grid = coarse
     axes = spine_axes([crop.centroid_mm for crop in crops])
     below = sacrum_below(maps, column[-1], -axes[-1])
     return tuple(
         VertebraEvidence(
             crop.centroid_mm,
             pooled_levels(maps, peak),
-            rib_of(view, crop, axis, limits),
+            agreed_contact(
+                rib_of(view, crop, axis, limits), coarse_rib(view, (maps, grid), crop.centroid_mm, axis, limits)
+            ),
             below if peak is column[-1] else None,
         )
         for crop, peak, axis in zip(crops, column, axes, strict=True)
@@ -236,9 +244,30 @@ def _evidence(
 
 def rib_of(view: CanonicalView, crop: FineCrop, axis: NDArray[np.float64], limits: SegmentationLimits) -> float | None:
     """Rib contact in a crop; a body cut by the edge of the series tells nothing when no rib is seen."""
-    volumes_ml = rib_volumes_ml(crop.probabilities[RIB], crop.grid, crop.centroid_mm, axis, limits.ribs)
+    rib = (crop.probabilities[RIB] > 0.5).float()
+    volumes_ml = rib_volumes_ml(rib, crop.grid, crop.centroid_mm, axis, limits.ribs)
     contact = rib_contact(volumes_ml, sides_in_view(view, crop.centroid_mm, axis, limits.ribs), limits.ribs)
     return None if contact is None or (crop.touches_edge and contact < 0.5) else contact
+
+
+def coarse_rib(
+    view: CanonicalView,
+    coarse: Coarse,
+    centroid_mm: NDArray[np.float64],
+    axis: NDArray[np.float64],
+    limits: SegmentationLimits,
+) -> float | None:
+    """The same from the coarse map."""
+    maps, grid = coarse
+    volumes_ml = rib_volumes_ml(maps.tissue[COARSE_RIB], grid, centroid_mm, axis, limits.ribs)
+    return rib_contact(volumes_ml, sides_in_view(view, centroid_mm, axis, limits.ribs), limits.ribs)
+
+
+def agreed_contact(fine: float | None, coarse: float | None) -> float | None:
+    """The mean of both networks' answers: 0.5 when they contradict one another, which tells the chain nothing."""
+    if fine is None or coarse is None:
+        return None
+    return (fine + coarse) / 2
 
 
 def vertebra_level(view: CanonicalView, crop: FineCrop, name: str, confidence: float) -> VertebraLevel:

@@ -21,6 +21,10 @@ VARIANTS = ("T13", "L6")
 SPACING_MM = (17, 20, 20, 20, 20.5, 21, 21.5, 22, 22.5, 24, 26, 28.5, 31.5, 32, 34.5, 36.5, 37, 37, 36, 36)
 
 
+# Rib contact above and below which a rib counts as seen and as absent, for the anchors; between them it is unclear.
+RIB_PRESENT, RIB_ABSENT = 0.65, 0.35
+
+
 @dataclass(frozen=True, slots=True)
 class ChainLimits:
     """Prior knowledge of the chain; every figure is a probability unless its name has a unit.
@@ -48,6 +52,7 @@ class ChainLimits:
     scale_log_sd: float = 0.08
     no_anchor_confidence: float = 0.7
     disagreement_confidence: float = 0.8
+    ribs_alone_confidence: float = 0.85
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,9 +114,20 @@ def _named(
     anchors = find_anchors(vertebrae)
     names = tuple(LEVELS[level] for level in path)
     disagree = anchors_disagree(vertebrae, names)
-    ceiling = limits.no_anchor_confidence if not anchors else limits.disagreement_confidence if disagree else 1.0
+    ceiling = _ceiling(anchors, disagree, limits)
     confidences = tuple(float(min(probabilities[i, level], ceiling)) for i, level in enumerate(path))
     return NamedChain(names, confidences, anchors, disagree, variant, probabilities)
+
+
+def _ceiling(anchors: tuple[str, ...], disagree: bool, limits: ChainLimits) -> float:
+    """The highest confidence that the landmarks in view allow. One end of the rib cage alone is not enough: with
+    rudimentary 12th ribs, which a network overlooks, the last rib seen is the 11th and every name one level too low.
+    """
+    if not anchors:
+        return limits.no_anchor_confidence
+    if disagree:
+        return limits.disagreement_confidence
+    return limits.ribs_alone_confidence if anchors in (("last rib",), ("first rib",)) else 1.0
 
 
 # --- evidence -------------------------------------------------------------------------------------------------------
@@ -122,7 +138,7 @@ def find_anchors(vertebrae: tuple[VertebraEvidence, ...]) -> tuple[str, ...]:
     ribs = [vertebra.rib_contact for vertebra in vertebrae]
     pairs = list(zip(ribs[:-1], ribs[1:], strict=True))
     anchors = []
-    if any(a is not None and b is not None and a < 0.5 <= b for a, b in pairs[:4]):
+    if any(a is not None and b is not None and a < RIB_ABSENT and b > RIB_PRESENT for a, b in pairs[:4]):
         anchors.append("first rib")
     if last_rib(vertebrae) is not None:
         anchors.append("last rib")
@@ -136,7 +152,7 @@ def last_rib(vertebrae: tuple[VertebraEvidence, ...]) -> int | None:
     ribs = [vertebra.rib_contact for vertebra in vertebrae]
     for i in range(len(ribs) - 1, 0, -1):
         above, below = ribs[i - 1], ribs[i]
-        if above is not None and below is not None and above >= 0.5 > below:
+        if above is not None and below is not None and above > RIB_PRESENT and below < RIB_ABSENT:
             return i - 1
     return None
 

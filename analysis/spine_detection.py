@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Classes of the coarse tissue head, see `analysis.vbnet.COARSE_TISSUES`.
-BODY, SACRUM = 1, 3
+BODY, SACRUM, RIB = 1, 3, 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,19 @@ def test_a_network_that_contradicts_the_last_rib_makes_the_levels_uncertain(shif
     assert max(chain.confidences) < 0.9
 
 
-def test_the_last_rib_and_an_agreeing_network_name_l1_and_l2_of_a_chest_scan() -> None:
-    names = levels_between("T4", "L2")
+def test_twelve_ribs_counted_from_the_first_to_the_last_name_l1_and_l2_of_a_chest_scan() -> None:
+    names = levels_between("C", "L2")
+    chain = name_levels(chain_of(names, network_shift=None))
+    assert chain.names == names and chain.anchors == ("first rib", "last rib")
+    assert min(chain.confidences[-2:]) >= 0.9
+
+
+def test_the_last_rib_alone_names_the_levels_but_not_with_confidence() -> None:
+    """Rudimentary 12th ribs would make the 11th the last: a reader looks, the software abstains."""
+    names = levels_between("T8", "L3")
     chain = name_levels(chain_of(names))
     assert chain.names == names
-    assert min(chain.confidences[-2:]) >= 0.9
+    assert max(chain.confidences) <= ChainLimits().ribs_alone_confidence
 
 
 @pytest.mark.parametrize("names", [levels_between("L2", "L4"), levels_between("T3", "T8")])
