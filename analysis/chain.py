@@ -50,7 +50,8 @@ from analysis.results import (
     VertebraFeatures,
     Voi,
 )
-from analysis.segmentation import Networks, SegmentationLimits, segment_vertebrae
+from analysis.segmentation import Networks, SegmentationLimits
+from analysis.segmentation_backend import segment_with
 from analysis.version import SOFTWARE_VERSION
 from analysis.vertebra_checks import VertebraLimits, check_vertebra
 from analysis.voi import VoiRule, place_voi
@@ -81,12 +82,14 @@ class Toolkit:
 
     predict : None until a site has a radiomics model
     phantoms : registered phantoms, to tell a phantom scan that was labelled as a patient
+    backend : of the segmentation, "vbnet" or "totalsegmentator"
     """
 
     networks: Networks
     settings: AnalysisSettings
     predict: Predict | None = None
     phantoms: tuple[PhantomSpec, ...] = ()
+    backend: str = "vbnet"
 
     @property
     def models(self) -> tuple[ModelUsed, ...]:
@@ -215,7 +218,8 @@ def _check_scan(course: _Course) -> None:
 
 
 def _segment(course: _Course) -> None:
-    course.segmentation = segment_vertebrae(course.scan.volume, course.toolkit.networks, course.settings.segmentation)
+    tools, limits = course.toolkit, course.settings.segmentation
+    course.segmentation = segment_with(tools.backend, course.scan.volume, tools.networks, limits)
     course.flags += course.segmentation.flags
 
 

@@ -25,7 +25,9 @@ def make_toolkit(config: Config) -> Toolkit:
     ModelError : a weights file or the radiomics model is missing, damaged or does not fit
     """
     networks = load_networks(config.segmentation.models_folder or MODELS_FOLDER)
-    return Toolkit(networks, analysis_settings(config), load_predict(config), phantoms=config.phantoms)
+    return Toolkit(
+        networks, analysis_settings(config), load_predict(config), config.phantoms, config.segmentation.backend
+    )
 
 
 def analysis_settings(config: Config) -> AnalysisSettings:

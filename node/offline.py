@@ -15,10 +15,10 @@ from analysis.chain import analyse_phantom
 from analysis.errors import AnalysisError, NoVertebraError, UnusableSeriesError
 from analysis.qc_charts import scan_chart
 from analysis.results import Calibration, ChosenCalibration, ModelUsed, Reason, Segmentation, SeriesHeader
-from analysis.segmentation import segment_vertebrae
+from analysis.segmentation_backend import segment_with
 from analysis.segmentation_report import segmentation_report
 from analysis.version import SOFTWARE_NAME, SOFTWARE_VERSION
-from node.analysis_setup import analysis_settings, find_phantom, make_toolkit, site_timezone
+from node.analysis_setup import find_phantom, make_toolkit, site_timezone
 from node.config import Config
 from node.encode_results import encode_phantom_answer, encode_refusal
 from node.encoded import EncodedObject
@@ -111,7 +111,8 @@ def segment_folder(folder: Path, out: Path, config: Config) -> None:
     series = load_ct_series(_longest_series(folder).paths, site_timezone(config))
     toolkit = make_toolkit(config)
     try:
-        segmentation = segment_vertebrae(series.volume, toolkit.networks, analysis_settings(config).segmentation)
+        limits = toolkit.settings.segmentation
+        segmentation = segment_with(toolkit.backend, series.volume, toolkit.networks, limits)
     except NoVertebraError as refusal:
         nothing = np.zeros(series.volume.hu.shape, np.uint8)
         _write_segmentation(Segmentation(nothing, nothing, (), (), (Reason(refusal.code, refusal.text),)), series, out)

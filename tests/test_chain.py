@@ -36,7 +36,7 @@ def analyse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PatientResult]:
         choose: Callable[[SeriesHeader], Any] | None = None,
     ) -> PatientResult:
         truth = segmentation or true_segmentation(patient)
-        monkeypatch.setattr(chain, "segment_vertebrae", lambda *args: truth)
+        monkeypatch.setattr(chain, "segment_with", lambda *args: truth)
         volume = CtVolume(patient.volume.hu.astype(np.float32), patient.volume.affine)
         line = chosen_calibration(LineSpec(*TRUE_LINE))
         scan = PatientScan(volume, scan_header or header(), choose or (lambda _: line))
@@ -100,7 +100,7 @@ def test_no_spine_is_a_result_with_a_reason(
     def nothing(*_: Any) -> Segmentation:
         raise NoVertebraError("NO_SPINE", "no column of vertebral bodies")
 
-    monkeypatch.setattr(chain, "segment_vertebrae", nothing)
+    monkeypatch.setattr(chain, "segment_with", nothing)
     scan = PatientScan(patient.volume, header(), lambda _: chosen_calibration(LineSpec()))
     refused = analyse_patient(scan, Toolkit(NETWORKS, AnalysisSettings()))
     assert refused.status == "refused" and codes(refused) == {"NO_SPINE"}
