@@ -13,7 +13,7 @@ from analysis.training.anatomy import BODY, CODE, POSTERIOR, derive_anatomy
 from analysis.training.coarse_samples import CoarseCase, coarse_sample
 from analysis.training.curves import draw_curves
 from analysis.training.deform import coarse_target, deform
-from analysis.training.fine_samples import fine_sample, fine_target
+from analysis.training.fine_samples import FineTarget, fine_sample, fine_target
 from analysis.training.loop import LoopSettings, RunFolder, Trainer, read_checkpoint, run
 from analysis.training.losses import LossWeights, classification_loss, dice_loss, heat_loss
 from analysis.training.paint import Scanner, Scene, TextureBank, paint_body, random_scanner, scan, slice_matrices
@@ -45,7 +45,8 @@ def body_bank() -> TextureBank:
 def fine_source(index: int):  # type: ignore[no-untyped-def]
     centroids = ANATOMY.centroids()
     level = sorted(centroids)[abs(index) % len(centroids)]
-    return fine_sample(ANATOMY, centroids[level], level, FINE, np.random.default_rng([1, abs(index)]), FINE_BANK)
+    target = FineTarget(ANATOMY, level, centroids[level])
+    return fine_sample(target, FINE, np.random.default_rng([1, abs(index)]), FINE_BANK)
 
 
 # --- anatomy --------------------------------------------------------------------------------------------------------

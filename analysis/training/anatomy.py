@@ -7,7 +7,7 @@ The label maps have no skin, no discs and no split of the vertebrae; these are d
 spinal canal, discs from the gaps of the column of bodies, the outline from the hull of everything labelled.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +103,14 @@ def read_torso(folder: Path, name: str) -> Anatomy:
     levels, _ = read_canonical(folder / f"{name}_vert.nii.gz")
     tissue_of_class, rib_of_class = _class_tables(folder / f"{name}_names.txt")
     tissue, ribs = tissue_of_class[classes], rib_of_class[classes]
-    bone_file = folder / f"ct{name[-3:]}_bone.nrrd"
-    bone = read_canonical(bone_file)[0].astype(np.int16) if bone_file.exists() else None
     labels = np.where(tissue == CODE["vertebra"], levels, ribs).astype(np.uint8)
-    return derive_anatomy(name, spacing_mm, tissue, labels, bone)
+    anatomy = derive_anatomy(name, spacing_mm, tissue, labels)
+    bone_file = folder / f"ct{name[-3:]}_bone.nrrd"
+    if not bone_file.exists():
+        return anatomy
+    bone_hu = read_canonical(bone_file)[0].astype(np.int16)
+    margin = (anatomy.tissue.shape[1] - bone_hu.shape[1]) // 2
+    return replace(anatomy, bone_hu=np.pad(bone_hu, ((0, 0), (margin, margin), (margin, margin))))
 
 
 def _class_tables(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -125,19 +129,16 @@ def derive_anatomy(
     spacing_mm: float,
     tissue: NDArray[np.uint8],
     levels: NDArray[np.uint8],
-    bone_hu: NDArray[np.int16] | None = None,
     margin_mm: float = 45.0,
 ) -> Anatomy:
     """Add what the label maps lack: outline, split of the vertebrae, discs, and the tissue map without bones."""
     pad = round(margin_mm / spacing_mm)
     tissue, levels = (np.pad(a, ((0, 0), (pad, pad), (pad, pad))) for a in (tissue, levels))
-    if bone_hu is not None:
-        bone_hu = np.pad(bone_hu, ((0, 0), (pad, pad), (pad, pad)))
     vertebra = np.where(np.isin(tissue, (CODE["vertebra"], CODE["rib"])) & (levels != 25), levels, 0).astype(np.uint8)
     part = split_vertebrae(vertebra, tissue == CODE["canal"], spacing_mm)
     tissue = np.where(_discs(part, tissue, spacing_mm), CODE["disc"], tissue).astype(np.uint8)
     depth = _depth_outside(tissue > 0, spacing_mm)
-    return Anatomy(name, spacing_mm, tissue, vertebra, part, depth, _without_bones(tissue), bone_hu)
+    return Anatomy(name, spacing_mm, tissue, vertebra, part, depth, _without_bones(tissue))
 
 
 def split_vertebrae(

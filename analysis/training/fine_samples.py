@@ -40,13 +40,19 @@ class Placement:
     source: Tensor  # (D, H, W, 3)
 
 
-def fine_sample(
-    anatomy: Anatomy, centroid: NDArray[np.float64], level: int, config: VBNetConfig, rng: np.random.Generator,
-    bank: TextureBank,
-) -> Sample:  # fmt: skip
-    """One crop about the body of `level` whose centroid (voxel index) is given, deformed and painted."""
-    placement = place(centroid, anatomy.spacing_mm, config, rng, FineRanges())
-    scene, kinds = fine_scene(anatomy, level, placement, config, rng)
+@dataclass(frozen=True, slots=True, eq=False)
+class FineTarget:
+    """A vertebra to centre a crop on; centroid of its body as voxel index."""
+
+    anatomy: Anatomy
+    level: int
+    centroid: NDArray[np.float64]
+
+
+def fine_sample(target: FineTarget, config: VBNetConfig, rng: np.random.Generator, bank: TextureBank) -> Sample:
+    """One crop about the target's body, deformed and painted."""
+    placement = place(target.centroid, target.anatomy.spacing_mm, config, rng, FineRanges())
+    scene, kinds = fine_scene(target.anatomy, target.level, placement, config, rng)
     hu = paint_body(scene, rng, bank)
     hu = scan(hu, (config.spacing_mm,) * 2, rng, random_scanner(rng, (5.0, 70.0)))
     return finish_fine(hu, fine_target(kinds), placement.cue_mm, config, rng)

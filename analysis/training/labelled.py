@@ -69,9 +69,9 @@ def canonical_grid(image: sitk.Image, spacing_mm: float) -> sitk.Image:
 
 
 def on_grid(image: sitk.Image, grid: sitk.Image, linear: bool) -> NDArray[np.generic]:
-    """Resample; CT linearly after averaging to the grid's spacing, labels by nearest neighbour."""
+    """Resample; CT linearly after averaging to the grid's spacing, labels by the largest interpolated share."""
     if not linear:
-        return sitk.GetArrayFromImage(sitk.Resample(image, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0))
+        return sitk.GetArrayFromImage(sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLabelLinear, 0.0))
     ct = sitk.Cast(image, sitk.sitkFloat32)
     widths = [0.4 * max(0.0, g - s) for g, s in zip(grid.GetSpacing(), image.GetSpacing(), strict=True)]
     if max(widths) > 0.1:

@@ -31,7 +31,8 @@ def card(loaded: LoadedNetwork, name: str, command: str, notes: str) -> str:
     metrics = "\n".join(f"| {label.removeprefix('dice ')} | {value:.3f} |" for label, value in config.training.metrics)
     return (
         f"# {config.stage.capitalize()} VB-Net\n\n| | |\n|---|---|\n{rows}\n\n"
-        f"Dice of held-out simulated samples at the end of training:\n\n| class | Dice |\n|---|---|\n{metrics}\n\n{notes}\n"
+        "Dice of held-out simulated samples at the end of training:\n\n"
+        f"| class | Dice |\n|---|---|\n{metrics}\n\n{notes}\n"
     )
 
 

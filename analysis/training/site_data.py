@@ -15,6 +15,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from analysis.errors import ModelError
 from analysis.training.anatomy import BODY, POSTERIOR, SACRUM
@@ -23,6 +24,8 @@ from analysis.training.volume_files import image_affine, read_image
 
 # TPTBox subregions: posterior elements 41-48, body cortex 49, body cancellous bone 50.
 _SUBREGION_CORTEX, _SUBREGION_CANCELLOUS = 49, 50
+# Vertebra voxels this close to a labelled body are neither part: bodies are often outlined tighter than vertebrae.
+_RIM_MM = 3.0
 _SEG_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4",)
 _LEVEL_WORD = re.compile(r"(?<![A-Za-z0-9])([CTLS])(\d{1,2})(?![0-9])")
 
@@ -66,7 +69,8 @@ def _plain_case(folder: Path) -> RawLabels:
         bodies = sitk.GetArrayFromImage(read_image(bodies_file))
         levels = sitk.GetArrayFromImage(labels)
         split = np.isin(levels, np.unique(bodies[bodies > 0]))
-        parts = _like(np.where(bodies > 0, BODY, np.where(split & (levels > 0), POSTERIOR, 0)), labels)
+        rim = ndimage.binary_dilation(bodies > 0, iterations=max(1, round(_RIM_MM / min(labels.GetSpacing()))))
+        parts = _like(np.where(bodies > 0, BODY, np.where(split & (levels > 0) & ~rim, POSTERIOR, 0)), labels)
     return RawLabels(folder.name, read_image(folder / "ct.nii.gz"), labels, parts)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.training.anatomy import Anatomy
 from analysis.training.coarse_samples import coarse_sample, load_coarse_case
-from analysis.training.fine_samples import fine_sample
+from analysis.training.fine_samples import FineTarget, fine_sample
 from analysis.training.labelled import LabelledScan, fine_targets, labelled_fine_sample
 from analysis.training.paint import TextureBank
 from analysis.training.samples import Sample
@@ -60,7 +60,7 @@ class FineSource:
     def __post_init__(self) -> None:
         z, y, x = self.config.patch_size
         self.bank = TextureBank((z + 32, y + 32, x + 32), TEXTURE_SCALES)
-        self._painted = [(a, level, c) for a in self.anatomies for level, c in a.centroids().items()]
+        self._painted = [FineTarget(a, level, c) for a in self.anatomies for level, c in a.centroids().items()]
         self._real = [(scan, level, c) for scan in self.labelled for level, c in fine_targets(scan)]
 
     def __call__(self, index: int) -> Sample:
@@ -68,5 +68,5 @@ class FineSource:
         if index >= 0 and self._real and rng.uniform() < self.real_share:
             scan, level, centroid = self._real[int(rng.integers(len(self._real)))]
             return labelled_fine_sample(scan, centroid, level, self.config, rng)
-        anatomy, level, centroid = self._painted[int(rng.integers(len(self._painted)))]
-        return fine_sample(anatomy, centroid, level, self.config, rng, self.bank)
+        target = self._painted[int(rng.integers(len(self._painted)))]
+        return fine_sample(target, self.config, rng, self.bank)
