@@ -129,8 +129,8 @@ def report(cases: list[Case], seed: int) -> str:
         "scans of a Mindways Model 3 CT (80-140 kVp, slices 0.6-5 mm, field 350-500 mm, 25-90 mm of rod, noise SD "
         "3-40 HU, tilt up to 5 degrees, pad -100 to +150 HU, rods 14-24 mm at 20-38 mm pitch, flat or arched, alone, "
         "under water or under a patient-like body, mirrored or upside down). The simulator shares no geometry code "
-        "with the finder. *Within* counts scans with every rod within 1 HU or 3 standard errors, slope within 0.5 %, offset "
-        "within 1.5 HU and BMD at 80 and 120 mg/cm3 within 1.0 mg/cm3. Errors are mean ± SD, largest.",
+        "with the finder. *Within* counts scans with every rod within 1 HU or 3 standard errors, slope within 0.5 %, "
+        "offset within 1.5 HU and BMD at 80 and 120 mg/cm3 within 1.0 mg/cm3. Errors are mean ± SD, largest.",
         "",
         "| scans | n | measured | within | accepted | slope, % | offset, HU | BMD, mg/cm3 | s (median) |",
         "|---|---|---|---|---|---|---|---|---|",
