@@ -48,7 +48,7 @@ class VertebraLimits:
     max_bright_fraction: float = 0.02
     max_dark_fraction: float = 0.02
     lesion_smoothing_mm: float = 3.0
-    lesion_difference_hu: float = 120.0  # of the smoothed core from its median
+    lesion_difference_hu: float = 80.0  # of the smoothed core from its median
     min_lesion_mm3: float = 1500.0
 
 
