@@ -110,7 +110,8 @@ def proportion(hits: int, n: int) -> Interval:
     share, z2 = hits / n, Z95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half_width = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Interval(share, max(centre - half_width, 0.0), min(centre + half_width, 1.0))
+    low, high = max(centre - half_width, 0.0), min(centre + half_width, 1.0)
+    return Interval(share, min(low, share), max(high, share))  # 0 and 1 up to rounding
 
 
 def confusion(predicted: NDArray[np.intp], classes: NDArray[np.intp], n_classes: int = 3) -> NDArray[np.intp]:

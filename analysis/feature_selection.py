@@ -22,6 +22,7 @@ from analysis.feature_names import SIGNATURE_SEED
 
 Signature = Literal["stepwise", "seed", "mean HU"]
 SMALLEST_CORRELATION = 0.001  # below it two features count as equally unrelated
+LASSO_PATH = 0.02  # weakest penalty over the strongest; weaker ones keep every column and do not converge
 MEAN_HU = "firstorder_Mean"
 
 
@@ -150,7 +151,7 @@ class OrdinalLasso(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: NDArray[np.float64], y: NDArray[np.intp]) -> "OrdinalLasso":
         X, y = validate_data(self, X, y)
-        strength = np.abs(LassoCV(alphas=30, cv=5, max_iter=20_000, tol=1e-3).fit(X, y.astype(float)).coef_)
+        strength = np.abs(LassoCV(alphas=30, eps=LASSO_PATH, cv=5, max_iter=20_000, tol=1e-3).fit(X, y.astype(float)).coef_)
         if not strength.any():  # nothing explains the classes: keep the best single column
             strength = np.abs((X - X.mean(axis=0)).T @ (y - y.mean()))
             self.kept_ = np.array([int(strength.argmax())])

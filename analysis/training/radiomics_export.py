@@ -1,5 +1,6 @@
 """A trained pipeline as a model file: coefficients and trees as numbers, the domain of the training data, a summary."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -72,7 +73,7 @@ def export_model(
             classes=CLASS_NAMES,
             levels=cohort.levels,
             features=trained.features,
-            contract=asdict(contract),
+            contract=json.loads(json.dumps(asdict(contract))),  # as it comes back from the file
             contract_sha256=contract.sha256,
             mean=_numbers(scale.mean_[stays]),
             sd=_numbers(scale.scale_[stays]),
