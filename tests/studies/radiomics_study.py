@@ -40,6 +40,7 @@ def main(
     write: bool = False,
     demonstration: bool = False,
     table: bool = False,
+    signature: Annotated[list[str], typer.Option(help="which to train and report")] = list(SIGNATURES),
 ) -> None:
     """Simulate what is missing, train both signatures by the command's own function, ask, report."""
     out.mkdir(parents=True, exist_ok=True)
@@ -47,14 +48,14 @@ def main(
     asked = make_cohort(read_features(_simulated(range(FRESH_SEED, FRESH_SEED + fresh), out / "fresh.csv"), LIMITS))
     if table:
         _write_table(training)
-    models = {name: _trained(training, out / name, name) for name in SIGNATURES}
+    models = {name: _trained(training, out / name, name) for name in signature}
     text = "\n".join(_report(models, make_cohort(read_features(training, LIMITS)), asked))
     typer.echo(text)
     if write:
         (DOCS / "radiomics.md").write_text(text + "\n")
     if demonstration:
         for source, target in (("model.json", ".json"), ("card.md", ".md")):
-            DEMONSTRATION_MODEL.with_suffix(target).write_text((out / "stepwise" / source).read_text())
+            DEMONSTRATION_MODEL.with_suffix(target).write_text((out / "seed" / source).read_text())
 
 
 def _simulated(seeds: range, path: Path) -> Path:
