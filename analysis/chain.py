@@ -237,6 +237,9 @@ def _correct_size(course: _Course) -> None:
     assert course.segmentation and course.chosen
     levels = course.settings.bmd.preferred_levels
     size = measure_body_size(course.scan.volume, course.segmentation, levels)
+    if size.truncated_near_spine:
+        text = f"{size.truncated_fraction:.0%} of the body's outline at the edge of the field of view, near the spine"
+        raise AnalysisError("BODY_TRUNCATED", f"{text}; expected inside; reconstruct with a larger field of view")
     course.diameter_mm = size.water_equivalent_diameter_mm
     corrected, terms, flags = correct_for_size(course.chosen, course.diameter_mm, course.settings.size)
     course.chosen, course.flags = corrected, [*course.flags, *flags]

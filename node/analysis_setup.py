@@ -1,5 +1,7 @@
 """Configuration -> what the analysis needs: settings, networks and phantom specifications. Loaded once per process."""
 
+import hashlib
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from importlib import resources
@@ -12,7 +14,8 @@ from analysis.results import PhantomSpec
 from analysis.segmentation import Networks, SegmentationLimits
 from analysis.vbnet import load_network
 from node.config import Config
-from node.radiomics_model import load_predict
+from node.encoded import EncodingSettings
+from node.radiomics_model import active_model_path, load_predict
 
 MODELS_FOLDER = Path(str(resources.files("analysis") / "models"))
 
@@ -25,9 +28,8 @@ def make_toolkit(config: Config) -> Toolkit:
     ModelError : a weights file or the radiomics model is missing, damaged or does not fit
     """
     networks = load_networks(config.segmentation.models_folder or MODELS_FOLDER)
-    return Toolkit(
-        networks, analysis_settings(config), load_predict(config), config.phantoms, config.segmentation.backend
-    )
+    settings, predict = analysis_settings(config), load_predict(config)
+    return Toolkit(networks, settings, predict, config.phantoms, config.segmentation.backend)
 
 
 def analysis_settings(config: Config) -> AnalysisSettings:
@@ -53,6 +55,20 @@ def segmentation_limits(config: Config) -> SegmentationLimits:
         precision=settings.precision,
         crops_at_once=settings.crops_at_once,
     )
+
+
+def encoding_settings(config: Config) -> EncodingSettings:
+    """The configured settings with what they owe to the rest of the configuration: a changed limit gives new UIDs."""
+    deciding = (
+        config.series,
+        config.phantoms,
+        config.calibration,
+        config.calibration_choice,
+        analysis_settings(config),
+    )
+    digest = hashlib.sha256(repr(deciding).encode()).hexdigest()
+    active = active_model_path(config) is not None
+    return replace(config.results, configuration_digest=digest, radiomics_model_active=active)
 
 
 @cache

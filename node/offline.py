@@ -18,7 +18,7 @@ from analysis.results import Calibration, ChosenCalibration, ModelUsed, Reason, 
 from analysis.segmentation_backend import segment_with
 from analysis.segmentation_report import segmentation_report
 from analysis.version import SOFTWARE_NAME, SOFTWARE_VERSION
-from node.analysis_setup import find_phantom, make_toolkit, site_timezone
+from node.analysis_setup import encoding_settings, find_phantom, make_toolkit, site_timezone
 from node.config import Config
 from node.encode_results import encode_phantom_answer, encode_refusal
 from node.encoded import EncodedObject
@@ -49,7 +49,7 @@ def analyse_folder(folder: Path, phantom_folders: tuple[Path, ...], out: Path, c
     except AnalysisError as refusal:
         return _refuse_unread(files[0], Reason(refusal.code, refusal.text), out, config)
     result = measure_patient(PatientStudy(series, _choice(phantom_folders, config)), make_toolkit(config))
-    objects, picture = encode_patient(result, series, config.results)
+    objects, picture = encode_patient(result, series, encoding_settings(config))
     write_json(patient_report(result), out / "report.json")
     if picture:
         (out / "picture.png").write_bytes(picture)
@@ -78,7 +78,7 @@ def _refuse_unread(files: SeriesFiles, refusal: Reason, out: Path, config: Confi
     }
     write_json(report, out / "report.json")
     if header.get("SOPInstanceUID") and header.get("SeriesInstanceUID") and header.get("StudyInstanceUID"):
-        write_objects(encode_refusal((refusal,), (header,), config.results), out / "dicom")
+        write_objects(encode_refusal((refusal,), (header,), encoding_settings(config)), out / "dicom")
     return Answer("refused", (refusal,))
 
 
@@ -96,7 +96,7 @@ def calibrate_folder(folder: Path, out: Path, config: Config) -> tuple[bool, tup
         accepted, found = False, answer
     write_json(report, out / "calibration.json")
     if series:
-        write_objects(encode_phantom_answer(answer, series.datasets, chart, config.results), out / "dicom")
+        write_objects(encode_phantom_answer(answer, series.datasets, chart, encoding_settings(config)), out / "dicom")
     return accepted, found
 
 

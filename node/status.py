@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from analysis.calibration_state import KeyState
@@ -16,8 +17,10 @@ from analysis.qc_charts import series_charts
 from node.config import Config
 from storage.calibrations import all_keys, declare_commissioned, describe_key, epochs_of, history, key_states
 from storage.completeness import waiting
+from storage.instances import release_study, study_facts
 from storage.jobs import JobState, count_jobs, list_jobs, requeue
 from storage.outbox import Delivery, count_items, list_items, requeue_dead
+from storage.received_tables import QuarantineRow
 from storage.schema import open_database
 from storage.study_results import StudyResult, held_results, recent_results
 
@@ -59,6 +62,10 @@ def read_status(session: Session, config: Config, now: datetime) -> dict[str, li
         "undelivered": [
             {"object": i.id, "destination": i.destination, "kind": i.kind, "detail": i.detail}
             for i in list_items(session, Delivery.DEAD, limit=SHOWN)
+        ],
+        "quarantine": [
+            {"file": q.path, "instance": q.sop_instance_uid, "from": q.calling_ae_title, "why": q.reason}
+            for q in session.scalars(select(QuarantineRow).order_by(QuarantineRow.arrived_at.desc()).limit(SHOWN))
         ],
         "calibrations": [_calibration(s) for s in key_states(session, now, config.calibration_choice.commissioning)],
     }
@@ -112,8 +119,11 @@ def requeue_work(config: Config, what: str) -> str:
         if what == "outbox":
             return f"{requeue_dead(session, datetime.now(UTC))} objects will be sent again"
         job = requeue(session, what, datetime.now(UTC))
+        if job is None and study_facts(session, what) is not None:
+            release_study(session, what)
+            return f"study {what} is analysed as it is, whatever it waits for"
     if job is None:
-        raise QctError(f"no job of study {what} that could be queued again; `qct-node status` lists the jobs")
+        raise QctError(f"no study {what} is known; `qct-node status` lists studies and jobs")
     return f"study {what} version {job.version} is queued again"
 
 

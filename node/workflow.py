@@ -18,7 +18,7 @@ from analysis.chain import Toolkit, analyse_phantom
 from analysis.errors import AnalysisError
 from analysis.qc_charts import scan_chart
 from analysis.results import Calibration, PatientResult, Reason
-from node.analysis_setup import find_phantom, make_toolkit, site_timezone
+from node.analysis_setup import encoding_settings, find_phantom, make_toolkit, site_timezone
 from node.config import Config, load_config_or_default
 from node.encode_results import encode_phantom_answer, encode_refusal
 from node.encoded import EncodedObject, ObjectKind, Predecessor
@@ -105,10 +105,10 @@ def _process_phantom(task: AnalysisTask, series: JudgedSeries, context: Context)
     headers = loaded.datasets if loaded else (series.header,)
     if not isinstance(answer, Calibration):
         _remember_failure(loaded, series, answer, context)
-        objects = encode_phantom_answer(answer, headers, None, config.results)
+        objects = encode_phantom_answer(answer, headers, None, encoding_settings(config))
         return _phantom_outcome(task, series, "rejected", _store(objects, task, context), reasons=answer)
     verdict, amended = _save_calibration(answer, context)
-    objects = encode_phantom_answer(verdict, headers, _chart(verdict, context), config.results)
+    objects = encode_phantom_answer(verdict, headers, _chart(verdict, context), encoding_settings(config))
     return _phantom_outcome(
         task,
         series,
@@ -177,7 +177,7 @@ def _study(loaded: CtSeries, task: AnalysisTask, context: Context) -> PatientStu
 
 def _patient_outcome(task: AnalysisTask, result: PatientResult, loaded: CtSeries, context: Context) -> StudyOutcome:
     predecessors = _predecessors(task, result, context)
-    objects, picture = encode_patient(result, loaded, context.config.results, predecessors)
+    objects, picture = encode_patient(result, loaded, encoding_settings(context.config), predecessors)
     report = patient_report(result)
     folder = _folder(task, context)
     stored = _store(objects, task, context)
@@ -204,7 +204,7 @@ def _patient_outcome(task: AnalysisTask, result: PatientResult, loaded: CtSeries
 
 def _refused_unread(task: AnalysisTask, series: JudgedSeries, refusal: Reason, context: Context) -> StudyOutcome:
     """A study whose images could not even be read: the refusal still goes back to PACS."""
-    objects = encode_refusal((refusal,), (series.header,), context.config.results)
+    objects = encode_refusal((refusal,), (series.header,), encoding_settings(context.config))
     return StudyOutcome(
         task.study_instance_uid,
         task.version,
