@@ -43,11 +43,14 @@ from analysis.spine_detection import (
 )
 from analysis.vbnet import LoadedNetwork, load_network
 from analysis.version import SOFTWARE_VERSION
-from analysis.vertebra_outline import RIB, FineCrop, crop_grid, crop_input, on_view, summarise
+from analysis.vertebra_outline import RIB, FineCrop, crop_grid, crop_input, grow, largest_component, on_view, summarise
 from analysis.volume import CtVolume
 
 LABELS = {"C": 7, "T13": 28, "L6": 25} | {f"T{i}": 7 + i for i in range(1, 13)} | {f"L{i}": 19 + i for i in range(1, 6)}
 SACRUM_LABEL = 26
+
+# In coarse voxels of 64 mm3: less than 1.3 ml is no sacrum.
+SMALLEST_SACRUM_VOXELS = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -297,9 +300,13 @@ def level_flags(levels: tuple[VertebraLevel, ...], chain: NamedChain, limits: Se
 def _sacrum(
     view: CanonicalView, maps: CoarseMaps, grid: IsotropicGrid, device: torch.device
 ) -> tuple[tuple[slice, slice, slice], Tensor] | None:
-    """The sacrum's probability on the view's voxels around it, from the coarse map; None where there is none."""
-    occupied = torch.nonzero(maps.tissue[SACRUM] > 0.5)
-    if len(occupied) < 20:
+    """The sacrum's probability on the view's voxels around it, from the coarse map; None where there is none.
+
+    Only the largest piece counts: specks in hips or femoral heads are not it.
+    """
+    piece = torch.from_numpy(largest_component((maps.tissue[SACRUM] > 0.5).numpy(), None))
+    occupied = torch.nonzero(piece)
+    if len(occupied) < SMALLEST_SACRUM_VOXELS:
         return None
     start, stop = occupied.min(dim=0).values.numpy() - 1, occupied.max(dim=0).values.numpy() + 2
     start, stop = np.maximum(start, 0), np.minimum(stop, grid.shape)
@@ -310,7 +317,7 @@ def _sacrum(
     )
     if box is None:
         return None
-    return box.slices, to_view(maps.tissue[SACRUM][part][None].to(device), box)[0].cpu()
+    return box.slices, to_view((maps.tissue[SACRUM] * grow(piece))[part][None], box)[0].cpu()
 
 
 def _label_maps(

@@ -86,6 +86,11 @@ def largest_component(mask: NDArray[np.bool_], near: NDArray[np.float64] | None)
     return result
 
 
+def grow(mask: Tensor) -> Tensor:
+    """The mask and its 26 neighbours, as float32: the soft rim of a thresholded probability."""
+    return torch.nn.functional.max_pool3d(mask.float()[None, None], 3, stride=1, padding=1)[0, 0]
+
+
 def summarise(view: CanonicalView, grid: IsotropicGrid, probabilities: Tensor, network: LoadedNetwork) -> FineCrop:
     """Clean the crop and measure it."""
     cleaned = keep_target(probabilities, network)
