@@ -22,7 +22,7 @@ class ChoiceLimits:
     max_diameter_ratio: float = 1.2  # reconstruction diameter
     max_thickness_ratio: float = 2.0
     table_height_mm: float = 20.0
-    max_table_height_mm: float = 100.0  # beyond it no calibration is used
+    max_table_height_mm: float = 50.0  # beyond it no calibration is used
     amend_mg_cm3: float = 1.5  # a report is amended when BMD moves by more
     u_reproducibility_mg_cm3: float = 0.6  # weekly phantom series, Bligh 2009
     u_drift_mg_cm3: float = 0.2  # within a week
