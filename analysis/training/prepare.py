@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.errors import ModelError
 from analysis.training.anatomy import Anatomy, load_anatomy, read_torso
 from analysis.training.annotation import Annotation, annotation_from_json
 from analysis.training.coarse_samples import CoarseCase
 from analysis.training.deform import coarse_target, deform
 from analysis.training.labelled import RawLabels, annotated_case, coarse_case, labelled_scan
+from analysis.training.procedural import FIRST_SEED, procedural_anatomy
 from analysis.training.volume_files import read_image
 from analysis.vbnet import VBNetConfig
 
@@ -42,22 +42,18 @@ def torso_names(folder: Path) -> list[str]:
     return sorted(path.name.removesuffix("_all.nii.gz") for path in folder.glob("*_all.nii.gz"))
 
 
-def prepare_anatomies(folders: list[Path], prepared: PreparedFolder) -> list[Anatomy]:
-    """Read and store every whole-torso label map.
-
-    Raises
-    ------
-    ModelError : there is none; without a torso nothing can be simulated
-    """
+def prepare_anatomies(folders: list[Path], procedural: int, prepared: PreparedFolder) -> list[Anatomy]:
+    """Read and store every whole-torso label map; build `procedural` torsos beside them."""
     target = prepared.made("anatomies")
     for folder in folders:
         for name in torso_names(folder):
             if not (target / f"{name}.npz").exists():
                 read_torso(folder, name).save(target / f"{name}.npz")
-    anatomies = [load_anatomy(path) for path in prepared.files("anatomies")]
-    if not anatomies:
-        raise ModelError("no whole-torso label map (<name>_all.nii.gz) in the training folders; add one to paint from")
-    return anatomies
+    for number in range(procedural):
+        path = target / f"procedural{FIRST_SEED + number:04d}.npz"
+        if not path.exists():
+            procedural_anatomy(FIRST_SEED + number, spacing_mm=1.5).save(path)
+    return [load_anatomy(path) for path in prepared.files("anatomies")]
 
 
 def prepare_pool(

@@ -51,6 +51,7 @@ class TrainingRequest:
     start_from : weights to begin with
     iterations : instead of the preset's, for short trials
     pool : number of deformed torsos for the coarse stage
+    procedural : number of procedurally built torsos; None = 8 where there are no whole-torso label maps, else none
     """
 
     stage: str
@@ -64,6 +65,7 @@ class TrainingRequest:
     seed: int = 1
     iterations: int | None = None
     pool: int = 90
+    procedural: int | None = None
     workers: int = 1
     threads: int = 0
 
@@ -73,7 +75,7 @@ def train_segmentation(request: TrainingRequest, console: Console | None = None)
 
     Raises
     ------
-    ModelError : unknown stage or preset, nothing to train on, or weights that do not fit
+    ModelError : unknown stage or preset, a folder without labelled CT, or weights that do not fit
     """
     console = console or Console()
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
@@ -113,7 +115,8 @@ def make_source(
     prepared = PreparedFolder(request.prepared_dir or request.out_dir)
     torsos = [folder for folder in request.data_dirs if torso_names(folder)]
     others = [folder for folder in request.data_dirs if folder not in torsos]
-    anatomies = prepare_anatomies(torsos, prepared)
+    built = request.procedural if request.procedural is not None else (0 if torsos else 8)
+    anatomies = prepare_anatomies(torsos, built, prepared)
     marked = annotations_in([folder for folder in others if not _has_labels(folder)])
     labelled = [folder for folder in others if folder not in [place for place, _ in marked]]
     raws = find_cases(labelled)
@@ -144,10 +147,21 @@ def _trainer(request: TrainingRequest, config: VBNetConfig, preset: Preset) -> T
     return trainer
 
 
-def start_from(trainer: Trainer, network: VBNet) -> list[str]:
-    """Take over every weight whose name and shape agree; returns the names that did not."""
-    given, own = network.state_dict(), trainer.network.state_dict()
-    taken = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+def start_from(trainer: Trainer, given: VBNet) -> list[str]:
+    """Take over every weight that means the same; returns the names that were left as they are.
+
+    Heads count as the same when their classes agree; a first layer with more input channels keeps its own for these.
+    """
+    theirs, own = given.state_dict(), trainer.network.state_dict()
+    same_heads = [head.name for head in given.config.heads if head in trainer.config.heads]
+    taken = {}
+    for name, value in theirs.items():
+        if name.startswith("heads.") and name.split(".")[1] not in same_heads:
+            continue
+        if name == "stem.0.weight" and value.shape[1] < own[name].shape[1]:
+            value = torch.cat((value, own[name][:, value.shape[1] :]), dim=1)
+        if name in own and own[name].shape == value.shape:
+            taken[name] = value
     for target in (trainer.network, trainer.average):
         target.load_state_dict(taken, strict=False)
     return [name for name in own if name not in taken]
@@ -177,7 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train one stage of the vertebra segmentation.")
     parser.add_argument("--stage", choices=("coarse", "fine"), required=True)
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--data", type=Path, action="append", required=True, help="folder of training data; repeatable")
+    parser.add_argument("--data", type=Path, action="append", default=[], help="folder of training data; repeatable")
+    parser.add_argument("--procedural", type=int, help="number of procedural torsos; 8 where no label map is given")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--prepared", type=Path, help="folder of prepared cases, shared between runs")
     parser.add_argument("--start-from", type=Path, help="weights to begin with")
@@ -189,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser.parse_args(arguments)
     request = TrainingRequest(
         a.stage, a.preset, tuple(a.data), a.out, a.prepared, a.start_from, not a.fresh, a.device, a.seed, a.iterations,
-        workers=a.workers,
+        procedural=a.procedural, workers=a.workers,
     )  # fmt: skip
     Console().print(f"weights: {train_segmentation(request)}")
     return 0
