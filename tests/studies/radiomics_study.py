@@ -40,7 +40,7 @@ def main(
     write: bool = False,
     demonstration: bool = False,
     table: bool = False,
-    signature: Annotated[list[str], typer.Option(help="which to train and report")] = list(SIGNATURES),
+    signature: Annotated[list[str] | None, typer.Option(help="which to train and report; default: both")] = None,
 ) -> None:
     """Simulate what is missing, train both signatures by the command's own function, ask, report."""
     out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def main(
     asked = make_cohort(read_features(_simulated(range(FRESH_SEED, FRESH_SEED + fresh), out / "fresh.csv"), LIMITS))
     if table:
         _write_table(training)
-    models = {name: _trained(training, out / name, name) for name in signature}
+    models = {name: _trained(training, out / name, name) for name in signature or SIGNATURES}
     text = "\n".join(_report(models, make_cohort(read_features(training, LIMITS)), asked))
     typer.echo(text)
     if write:
