@@ -147,7 +147,7 @@ def _fracture(
 ) -> NDArray[np.float32]:  # fmt: skip
     """Lower one or two bodies by up to 35 % (wedge: more in front); the neighbouring discs take the space."""
     z, y = zy
-    for centre in line[rng.choice(len(line), size=min(len(line), rng.integers(1, 3)), replace=False)]:
+    for centre in line[rng.choice(len(line), size=min(len(line), int(rng.integers(1, 3))), replace=False)]:
         distance = z - centre[0] - 0.0
         loss = rng.uniform(0.1, 0.35) * np.clip(0.75 - rng.uniform(-0.5, 1.0) * (y - centre[1]) / 30.0, 0, 1.3)
         loss = loss * np.clip((45.0 - np.abs(y - centre[1])) / 20.0, 0, 1)
@@ -170,15 +170,14 @@ def _gather(anatomy: Anatomy, index: Tensor, organ_index: Tensor, spacing_mm: fl
         return torch.take(torch.from_numpy(array), where).numpy()
 
     fixed = np.isin(np.arange(256), [CODE[name] for name in WITH_SPINE])
-    tissue, soft = pick(anatomy.tissue, index), pick(anatomy.soft, organ_index)
+    tissue = pick(anatomy.tissue, index).astype(np.uint8)
+    soft = pick(anatomy.soft, organ_index).astype(np.uint8)
     soft = np.where(fixed[soft], CODE["none"], soft).astype(np.uint8)
     soft = np.where(fixed[tissue], pick(anatomy.soft, index), soft).astype(np.uint8)
     tissue = np.where(fixed[tissue], tissue, soft).astype(np.uint8)
     bone = None if anatomy.bone_hu is None else pick(anatomy.bone_hu, index).astype(np.int16)
-    return Anatomy(
-        anatomy.name, spacing_mm, tissue, *(pick(a, index).astype(np.uint8) for a in
-        (anatomy.vertebra, anatomy.part, anatomy.depth)), soft, bone,
-    )  # fmt: skip
+    vertebra, part, depth = (pick(a, index).astype(np.uint8) for a in (anatomy.vertebra, anatomy.part, anatomy.depth))
+    return Anatomy(anatomy.name, spacing_mm, tissue, vertebra, part, depth, soft, bone)
 
 
 def _drop_ribs(anatomy: Anatomy, rng: np.random.Generator, ranges: DeformationRanges) -> Anatomy:

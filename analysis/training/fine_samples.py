@@ -108,7 +108,8 @@ def _compression(grid: NDArray[np.float64], rng: np.random.Generator) -> NDArray
     form = rng.uniform(-0.6, 1.0)
     loss = rng.uniform(0.1, 0.4) * np.clip(0.8 - form * y / 25.0, 0, 1.2) * np.clip((34.0 - np.abs(y)) / 16.0, 0, 1)
     weight = np.clip((24.0 - np.abs(z)) / 10.0, 0, 1)
-    return (z * weight * loss / (1 - 0.7 * loss)).astype(np.float32)
+    shift: NDArray[np.float32] = (z * weight * loss / (1 - 0.7 * loss)).astype(np.float32)
+    return shift
 
 
 def _rotation(angles_deg: NDArray[np.float64]) -> NDArray[np.float64]:

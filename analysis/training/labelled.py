@@ -71,12 +71,18 @@ def canonical_grid(image: sitk.Image, spacing_mm: float) -> sitk.Image:
 def on_grid(image: sitk.Image, grid: sitk.Image, linear: bool) -> NDArray[np.generic]:
     """Resample; CT linearly after averaging to the grid's spacing, labels by the largest interpolated share."""
     if not linear:
-        return sitk.GetArrayFromImage(sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLabelLinear, 0.0))
+        labels: NDArray[np.generic] = sitk.GetArrayFromImage(
+            sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLabelLinear, 0.0)
+        )
+        return labels
     ct = sitk.Cast(image, sitk.sitkFloat32)
     widths = [0.4 * max(0.0, g - s) for g, s in zip(grid.GetSpacing(), image.GetSpacing(), strict=True)]
     if max(widths) > 0.1:
         ct = sitk.SmoothingRecursiveGaussian(ct, [max(w, 1e-2) for w in widths])
-    return sitk.GetArrayFromImage(sitk.Resample(ct, grid, sitk.Transform(), sitk.sitkLinear, -1024.0))
+    hu: NDArray[np.generic] = sitk.GetArrayFromImage(
+        sitk.Resample(ct, grid, sitk.Transform(), sitk.sitkLinear, -1024.0)
+    )
+    return hu
 
 
 def labelled_scan(raw: RawLabels, spacing_mm: float) -> LabelledScan:

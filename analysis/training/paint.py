@@ -47,8 +47,8 @@ class TextureBank:
             f = torch.fft.rfftfreq(n) if axis == 2 else torch.fft.fftfreq(n)
             kernel = torch.exp(-2 * (torch.pi * f * scale) ** 2)
             spectrum *= kernel.view([-1 if i == axis else 1 for i in range(3)])
-        field = torch.fft.irfftn(spectrum, s=shape)
-        return field / field.std()
+        field: Tensor = torch.fft.irfftn(spectrum, s=shape)
+        return field.div_(field.std())
 
     def draw(self, rng: np.random.Generator, scale_index: int, shape: tuple[int, ...]) -> Tensor:
         field = self.fields[scale_index]

@@ -6,6 +6,7 @@ Made once per run folder; a run that resumes finds them there.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def prepare_pool(
     return prepared.files("pool")[:count]
 
 
-def _save_torso(path: Path, anatomy: Anatomy, targets: tuple[np.ndarray, np.ndarray]) -> None:  # type: ignore[type-arg]
+def _save_torso(path: Path, anatomy: Anatomy, targets: tuple[np.ndarray, np.ndarray]) -> None:
     centroids = np.array(list(anatomy.centroids().values())).reshape(-1, 3)
     np.savez(
         path, tissue=anatomy.tissue, vertebra=anatomy.vertebra, part=anatomy.part, depth=anatomy.depth,
@@ -112,7 +113,8 @@ def prepare_annotated(marked: list[tuple[Path, Annotation]], prepared: PreparedF
 
 
 def save_case(path: Path, case: CoarseCase) -> None:
+    arrays: dict[str, Any] = dict(case.fine)
     np.savez(
         path, target=case.target, level=case.level, centroids=case.centroids, centroids_known=case.centroids_known,
-        **case.fine,
+        **arrays,
     )  # fmt: skip

@@ -37,8 +37,8 @@ def procedural_anatomy(seed: int, spacing_mm: float = 2.0) -> Anatomy:
 def anatomy_of(torso: Torso, name: str) -> Anatomy:
     """Label maps of a torso on its coarse grid, in the words of `Anatomy`."""
     table = np.zeros(256, np.uint8)
-    for tissue, code in _TISSUES.items():
-        table[int(tissue)] = CODE[code]
+    for kind, code in _TISSUES.items():
+        table[int(kind)] = CODE[code]
     soft = table[torso.organs.tissue]
     spacing_mm = torso.organs.grid.spacing_mm
     inside = ~np.isin(torso.organs.tissue, [int(t) for t in _OUTSIDE])
