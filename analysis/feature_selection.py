@@ -151,7 +151,8 @@ class OrdinalLasso(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: NDArray[np.float64], y: NDArray[np.intp]) -> "OrdinalLasso":
         X, y = validate_data(self, X, y)
-        strength = np.abs(LassoCV(alphas=30, eps=LASSO_PATH, cv=5, max_iter=20_000, tol=1e-3).fit(X, y.astype(float)).coef_)
+        lasso = LassoCV(alphas=30, eps=LASSO_PATH, cv=5, max_iter=20_000, tol=1e-3)
+        strength = np.abs(lasso.fit(X, y.astype(float)).coef_)
         if not strength.any():  # nothing explains the classes: keep the best single column
             strength = np.abs((X - X.mean(axis=0)).T @ (y - y.mean()))
             self.kept_ = np.array([int(strength.argmax())])

@@ -47,7 +47,7 @@ class SeriesHeader:
     series_instance_uid: str
     study_instance_uid: str
     frame_of_reference_uid: str | None
-    acquired: datetime | None                   # timezone-aware UTC
+    acquired: datetime | None  # timezone-aware UTC
     manufacturer: str | None
     manufacturer_model_name: str | None
     device_serial_number: str | None
@@ -62,7 +62,7 @@ class SeriesHeader:
     reconstruction_diameter_mm: float | None
     convolution_kernel: str | None
     slice_thickness_mm: float | None
-    spacing_between_slices_mm: float             # from ImagePositionPatient
+    spacing_between_slices_mm: float  # from ImagePositionPatient
     pixel_spacing_mm: tuple[float, float]
     table_height_mm: float | None
     spiral_pitch_factor: float | None
@@ -76,8 +76,8 @@ class SeriesHeader:
     n_slices: int
     series_description: str = ""
     protocol_name: str = ""
-    patient_sex: str | None = None               # "M", "F" or "O"
-    patient_age_years: float | None = None       # at acquisition
+    patient_sex: str | None = None  # "M", "F" or "O"
+    patient_age_years: float | None = None  # at acquisition
 
 
 # --- phantom and calibration ----------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class PhantomSpec:
     rods: tuple[RodSpec, ...]
     rod_diameter_mm: float
     rod_pitch_mm: float
-    geometry_verified: bool = False              # False: drawing not public, geometry is a loose prior only
+    geometry_verified: bool = False  # False: drawing not public, geometry is a loose prior only
     valid_from: datetime | None = None
 
 
@@ -114,7 +114,7 @@ class RodMeasurement:
     n_voxels: int
     centre_lps_mm: tuple[float, float, float]
     axial_slope_hu_per_mm: float
-    standard_error_hu: float                     # with noise correlation taken into account
+    standard_error_hu: float  # with noise correlation taken into account
     axial_slope_se_hu_per_mm: float = 0.0
 
 
@@ -131,7 +131,7 @@ class PhantomMeasurement:
     setup: PhantomSetup
     tilt_deg: float
     water_equivalent_diameter_mm: float
-    assignment_ratio: float                      # SEE of the best wrong assignment / SEE of the chosen one
+    assignment_ratio: float  # SEE of the best wrong assignment / SEE of the chosen one
     findings: tuple[Reason, ...] = ()
 
 
@@ -166,10 +166,10 @@ class CalibrationLine:
     """HU = sigma_ct * density + beta_ct, with the covariance of (sigma, beta) and the fit's degrees of freedom."""
 
     material: Material
-    sigma_ref: float                             # HA phantoms: equal to sigma_ct
+    sigma_ref: float  # HA phantoms: equal to sigma_ct
     beta_ref: float
-    sigma_ct: float                              # HU per mg/cm3
-    beta_ct: float                               # HU
+    sigma_ct: float  # HU per mg/cm3
+    beta_ct: float  # HU
     covariance: tuple[tuple[float, float], tuple[float, float]]
     r2: float
     see_hu: float
@@ -184,7 +184,7 @@ class CalibrationLine:
 class Calibration:
     """One phantom scan's line with its verdict. `accepted` False with `reasons` is a stored result, no error."""
 
-    id: str                                      # SOP-independent: derived from the series UID and software version
+    id: str  # SOP-independent: derived from the series UID and software version
     series_instance_uid: str
     phantom_serial: str
     phantom_type: str
@@ -196,7 +196,7 @@ class Calibration:
     accepted: bool
     reasons: tuple[Reason, ...]
     software_version: str
-    header: SeriesHeader | None = None           # of the phantom scan, for the soft differences
+    header: SeriesHeader | None = None  # of the phantom scan, for the soft differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,15 +212,17 @@ class UncertaintyTerm:
 class ChosenCalibration:
     """The line that a patient scan may use, where it comes from, and what it costs in uncertainty."""
 
-    calibration: Calibration                     # the nearest accepted scan before (or the earlier of the bracket)
-    line: CalibrationLine                        # the line to use, interpolated when bracketed
+    calibration: Calibration  # the nearest accepted scan before (or the earlier of the bracket)
+    line: CalibrationLine  # the line to use, interpolated when bracketed
     age_days: float
-    state: str                                   # "normal" | "degraded" | "commissioned for this run"
-    provisional: bool                            # False once the next accepted scan brackets the patient scan
+    state: str  # "normal" | "degraded" | "commissioned for this run"
+    provisional: bool  # False once the next accepted scan brackets the patient scan
     bracketing_id: str | None
-    interpolation_weight: float                  # weight of the later scan, 0 when not bracketed
-    setup_diameters: tuple[tuple[float, CalibrationLine], ...] = ()   # (water-equivalent diameter mm, line) of other set-ups
-    terms: tuple[UncertaintyTerm, ...] = ()      # soft differences and age, added to the budget
+    interpolation_weight: float  # weight of the later scan, 0 when not bracketed
+    setup_diameters: tuple[
+        tuple[float, CalibrationLine], ...
+    ] = ()  # (water-equivalent diameter mm, line) of other set-ups
+    terms: tuple[UncertaintyTerm, ...] = ()  # soft differences and age, added to the budget
     flags: tuple[Reason, ...] = ()
 
 
@@ -236,18 +238,18 @@ class ProtocolFinding:
     expected: str
     severity: Severity
     u_mg_cm3: float = 0.0
-    reason: Reason | None = None                 # set when refused
+    reason: Reason | None = None  # set when refused
 
 
 @dataclass(frozen=True, slots=True)
 class VertebraLevel:
-    """One vertebra found by the segmentation. `label` follows VerSe: T1 = 8 ... T12 = 19, L1 = 20 ... L5 = 24, sacrum 26."""
+    """One vertebra found. `label` follows VerSe: T1 = 8 ... T12 = 19, L1 = 20 ... L5 = 24, sacrum 26."""
 
     name: str
     label: int
-    confidence: float                            # probability of this level from the whole chain, 0..1
+    confidence: float  # probability of this level from the whole chain, 0..1
     centroid_lps_mm: tuple[float, float, float]  # of the vertebral body
-    complete: bool                               # False: cut by the edge of the volume
+    complete: bool  # False: cut by the edge of the volume
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -259,9 +261,9 @@ class Segmentation:
 
     labels: NDArray[np.uint8]
     body: NDArray[np.uint8]
-    levels: tuple[VertebraLevel, ...]            # from head to feet
-    level_anchors: tuple[str, ...]               # for example ("sacrum", "last rib")
-    flags: tuple[Reason, ...]                    # LEVEL_UNCERTAIN, TRANSITIONAL_ANATOMY, ...
+    levels: tuple[VertebraLevel, ...]  # from head to feet
+    level_anchors: tuple[str, ...]  # for example ("sacrum", "last rib")
+    flags: tuple[Reason, ...]  # LEVEL_UNCERTAIN, TRANSITIONAL_ANATOMY, ...
     timings_s: tuple[tuple[str, float], ...] = ()
 
 
@@ -276,14 +278,16 @@ class Voi:
     weights: NDArray[np.float32]
     start: tuple[int, int, int]
     centre_lps_mm: tuple[float, float, float]
-    normal_lps: tuple[float, float, float]       # unit vector along the vertebra's axis, towards the head
-    semi_axes_mm: tuple[float, float]            # lateral, antero-posterior
+    normal_lps: tuple[float, float, float]  # unit vector along the vertebra's axis, towards the head
+    semi_axes_mm: tuple[float, float]  # lateral, antero-posterior
     depth_mm: float
-    cancellous_fraction: float                   # of the mid cancellous section that the oval covers
+    cancellous_fraction: float  # of the mid cancellous section that the oval covers
     volume_mm3: float
-    excluded_fraction: float                     # bone islands, vein, vacuum
+    excluded_fraction: float  # bone islands, vein, vacuum
     rule_version: str
-    outlines_lps_mm: tuple[tuple[tuple[float, float, float], ...], ...] = ()  # closed polyline on the middle source slice
+    outlines_lps_mm: tuple[
+        tuple[tuple[float, float, float], ...], ...
+    ] = ()  # closed polyline on the middle source slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +298,7 @@ class VertebraBmd:
     sd_bmd_mg_cm3: float
     mean_hu: float
     sd_hu: float
-    n_voxels: float                              # sum of the partial-volume weights
+    n_voxels: float  # sum of the partial-volume weights
     voi_volume_mm3: float
     voi_depth_mm: float
     voi_cancellous_fraction: float
@@ -328,12 +332,12 @@ class BmdSummary:
     bmd_mg_cm3: float
     u_bmd_mg_cm3: float
     material: Material
-    classification: Classification | None        # None: limits are configured for another material
+    classification: Classification | None  # None: limits are configured for another material
     limits_mg_cm3: tuple[float, float]
     borderline: bool
     terms: tuple[UncertaintyTerm, ...]
     reference: Reference | None
-    internal_check_mg_cm3: float | None          # phantomless cross-check, never the reported value
+    internal_check_mg_cm3: float | None  # phantomless cross-check, never the reported value
     water_equivalent_diameter_mm: float | None
     rejected: tuple[RejectedVertebra, ...] = ()
     flags: tuple[Reason, ...] = ()
@@ -348,18 +352,18 @@ class VertebraFeatures:
     values: tuple[float, ...]
     contract_sha256: str
     n_voxels: int
-    reason: Reason | None = None                 # set when the guards refused; values are then empty
+    reason: Reason | None = None  # set when the guards refused; values are then empty
 
 
 @dataclass(frozen=True, slots=True)
 class RadiomicsPrediction:
-    state: str                                   # "OK" | "INDETERMINATE" | "NOT EVALUABLE"
+    state: str  # "OK" | "INDETERMINATE" | "NOT EVALUABLE"
     classification: Classification | None
     probabilities: tuple[tuple[str, float], ...]
     conformal_set: tuple[str, ...]
     model_name: str
     model_sha256: str
-    demonstration: bool                          # True: trained on simulated spines, never a finding
+    demonstration: bool  # True: trained on simulated spines, never a finding
     reasons: tuple[Reason, ...] = ()
 
 
@@ -386,12 +390,12 @@ class PatientResult:
     """Everything the node knows of one analysed patient series. status: "reported" | "refused"."""
 
     status: str
-    reasons: tuple[Reason, ...]                  # why refused; empty when reported
+    reasons: tuple[Reason, ...]  # why refused; empty when reported
     header: SeriesHeader
     protocol: tuple[ProtocolFinding, ...]
     chosen: ChosenCalibration | None
     segmentation: Segmentation | None
-    vois: tuple[Voi, ...]                        # of the reported vertebrae, same order as `vertebrae`
+    vois: tuple[Voi, ...]  # of the reported vertebrae, same order as `vertebrae`
     vertebrae: tuple[VertebraBmd, ...]
     summary: BmdSummary | None
     features: tuple[VertebraFeatures, ...]

@@ -41,7 +41,9 @@ class CtVolume:
         return (np.asarray(lps_mm) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
 
 
-def axial_affine(spacing_mm: tuple[float, float, float], origin_lps_mm: tuple[float, float, float]) -> NDArray[np.float64]:
+def axial_affine(
+    spacing_mm: tuple[float, float, float], origin_lps_mm: tuple[float, float, float]
+) -> NDArray[np.float64]:
     """Affine of an untilted axial head-first supine volume: slices along +z (head), rows along +y, columns along +x."""
     slices_mm, rows_mm, columns_mm = spacing_mm
     affine = np.zeros((4, 4))

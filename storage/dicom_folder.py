@@ -30,7 +30,9 @@ def find_series(folder: Path) -> tuple[SeriesFiles, ...]:
     for path, ds in _headers(folder):
         groups.setdefault(str(ds.get("SeriesInstanceUID", "")), []).append((path, ds))
     if not groups:
-        raise UnusableSeriesError("NO_SUITABLE_SERIES", f"no DICOM file found in {folder}; a folder of CT images expected")
+        raise UnusableSeriesError(
+            "NO_SUITABLE_SERIES", f"no DICOM file found in {folder}; a folder of CT images expected"
+        )
     found = [_series(members) for members in groups.values()]
     return tuple(sorted(found, key=lambda series: -series.n_slices))
 

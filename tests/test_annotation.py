@@ -1,4 +1,4 @@
-"""Marks made by eye: the committed files are whole, in order and inside their volumes; masks fit between the endplates."""
+"""Marks made by eye: the files are whole, in order and inside their volumes; masks fit between the endplates."""
 
 from pathlib import Path
 

@@ -76,7 +76,7 @@ def test_no_script_error_in_the_viewer(seen) -> None:
 
 
 def rgb_of(encoded: list[int]) -> np.ndarray:
-    """Scaled CIELab -> sRGB 0..255 as the viewer does it: with the white point D65, where PS3.3 C.10.7.1.1 means D50."""
+    """Scaled CIELab -> sRGB 0..255 as the viewer does it: white point D65, where PS3.3 C.10.7.1.1 means D50."""
     lightness = encoded[0] / 65535 * 100
     a, b = (value / 65535 * 255 - 128 for value in encoded[1:])
     y = (lightness + 16) / 116
