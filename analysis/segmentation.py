@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from analysis.coarse_stage import coarse_volume, run_coarse
 from analysis.errors import ModelError, NoVertebraError
@@ -24,15 +23,12 @@ from analysis.resampling import (
     axis_to_lps_mm,
     canonical_view,
     from_canonical,
-    to_view,
-    view_box,
 )
 from analysis.results import ModelUsed, Reason, Segmentation, VertebraLevel
 from analysis.rib_contact import RibBox, rib_contact, rib_volumes_ml, sides_in_view, spine_axes
 from analysis.spine_chain import ChainLimits, NamedChain, VertebraEvidence, name_levels
 from analysis.spine_detection import RIB as COARSE_RIB
 from analysis.spine_detection import (
-    SACRUM,
     CoarseMaps,
     DetectionLimits,
     Peak,
@@ -43,14 +39,9 @@ from analysis.spine_detection import (
 )
 from analysis.vbnet import LoadedNetwork, load_network
 from analysis.version import SOFTWARE_VERSION
-from analysis.vertebra_outline import RIB, FineCrop, crop_grid, crop_input, grow, largest_component, on_view, summarise
+from analysis.vertebra_labels import LABELS, assemble_maps, sacrum_on_view
+from analysis.vertebra_outline import RIB, FineCrop, crop_grid, crop_input, summarise
 from analysis.volume import CtVolume
-
-LABELS = {"C": 7, "T13": 28, "L6": 25} | {f"T{i}": 7 + i for i in range(1, 13)} | {f"L{i}": 19 + i for i in range(1, 6)}
-SACRUM_LABEL = 26
-
-# In coarse voxels of 64 mm3: less than 1.3 ml is no sacrum.
-SMALLEST_SACRUM_VOXELS = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +127,7 @@ def segment_vertebrae(volume: CtVolume, networks: Networks, limits: Segmentation
     watch.lap("fine network")
     chain = name_levels(_evidence(view, (maps, grid), column, crops, limits), limits.chain)
     watch.lap("levels")
-    labels, body = _label_maps(view, crops, chain, _sacrum(view, maps, grid, device), device)
+    labels, body = assemble_maps(view, crops, chain.names, sacrum_on_view(view, maps, grid, device), device)
     watch.lap("label maps")
     levels = tuple(
         vertebra_level(view, crop, name, p) for crop, name, p in zip(crops, chain.names, chain.confidences, strict=True)
@@ -292,56 +283,3 @@ def level_flags(levels: tuple[VertebraLevel, ...], chain: NamedChain, limits: Se
         text = f"last rib, sacrum and count do not fit five lumbar vertebrae (variant: {chain.variant:.2f})"
         flags.append(reason("TRANSITIONAL_ANATOMY", text))
     return tuple(flags)
-
-
-# --- label maps on the series' own grid -----------------------------------------------------------------------------
-
-
-def _sacrum(
-    view: CanonicalView, maps: CoarseMaps, grid: IsotropicGrid, device: torch.device
-) -> tuple[tuple[slice, slice, slice], Tensor] | None:
-    """The sacrum's probability on the view's voxels around it, from the coarse map; None where there is none.
-
-    Only the largest piece counts: specks in hips or femoral heads are not it.
-    """
-    piece = torch.from_numpy(largest_component((maps.tissue[SACRUM] > 0.5).numpy(), None))
-    occupied = torch.nonzero(piece)
-    if len(occupied) < SMALLEST_SACRUM_VOXELS:
-        return None
-    start, stop = occupied.min(dim=0).values.numpy() - 1, occupied.max(dim=0).values.numpy() + 2
-    start, stop = np.maximum(start, 0), np.minimum(stop, grid.shape)
-    part = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    shape = tuple(int(n) for n in stop - start)
-    box = view_box(
-        view, IsotropicGrid(grid.to_axis_mm(start), grid.spacing_mm, (shape[0], shape[1], shape[2])), 0, device
-    )
-    if box is None:
-        return None
-    return box.slices, to_view((maps.tissue[SACRUM] * grow(piece))[part][None], box)[0].cpu()
-
-
-def _label_maps(
-    view: CanonicalView,
-    crops: list[FineCrop],
-    chain: NamedChain,
-    sacrum: tuple[tuple[slice, slice, slice], Tensor] | None,
-    device: torch.device,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Labels and body map on the view's grid; where outlines overlap, the more probable vertebra wins."""
-    labels, body = np.zeros(view.shape, np.uint8), np.zeros(view.shape, np.uint8)
-    best = np.zeros(view.shape, np.uint8)  # probability of the label set so far, 0..255
-    if sacrum is not None:
-        where, probability = sacrum
-        labels[where][probability.numpy() > 0.5] = SACRUM_LABEL
-    for crop, name in zip(crops, chain.names, strict=True):
-        placed = on_view(crop, view, 1, device)
-        if placed is None:
-            continue
-        box, probabilities = placed
-        part = (torch.clamp(1.0 - probabilities[0], 0, 1) * 255).to(torch.uint8).cpu().numpy()
-        classes = (1 + probabilities[1:].argmax(dim=0)).to(torch.uint8).cpu().numpy()
-        wins = (part > 127) & (part > best[box.slices])
-        best[box.slices][wins] = part[wins]
-        labels[box.slices][wins] = LABELS[name]
-        body[box.slices][wins] = classes[wins]
-    return labels, body

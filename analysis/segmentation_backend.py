@@ -18,8 +18,6 @@ from analysis.resampling import CanonicalView, canonical_view, from_canonical
 from analysis.results import Segmentation
 from analysis.rib_contact import spine_axes
 from analysis.segmentation import (
-    LABELS,
-    SACRUM_LABEL,
     Networks,
     SegmentationLimits,
     Stopwatch,
@@ -31,6 +29,7 @@ from analysis.segmentation import (
     vertebra_level,
 )
 from analysis.spine_chain import INDEX, NamedChain, VertebraEvidence, name_levels
+from analysis.vertebra_labels import LABELS, SACRUM_LABEL
 from analysis.vertebra_outline import FineCrop, on_view
 from analysis.volume import CtVolume
 

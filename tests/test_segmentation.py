@@ -10,8 +10,6 @@ import analysis
 from analysis.errors import ModelError, NoVertebraError
 from analysis.results import Segmentation
 from analysis.segmentation import (
-    LABELS,
-    SACRUM_LABEL,
     Networks,
     SegmentationLimits,
     choose_device,
@@ -21,6 +19,7 @@ from analysis.segmentation import (
 from analysis.segmentation_report import segmentation_report
 from analysis.spine_chain import name_levels
 from analysis.vbnet import LoadedNetwork, VBNet, coarse_config, fine_config, load_network
+from analysis.vertebra_labels import LABELS, SACRUM_LABEL
 from analysis.volume import CtVolume
 from tests import segmentation_builders as build
 from tests.data import needs_data

@@ -1,0 +1,70 @@
+"""Outlines of single vertebrae -> one label map and one body map on the series' own voxels.
+
+VerSe numbering (Sekuboyina et al., MedIA 2021): T1 = 8 ... T12 = 19, L1 = 20 ... L5 = 24, L6 = 25, sacrum 26; T13 = 28,
+all cervical vertebrae 7.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analysis.resampling import CanonicalView, IsotropicGrid, to_view, view_box
+from analysis.spine_detection import SACRUM, CoarseMaps
+from analysis.vertebra_outline import FineCrop, grow, largest_component, on_view
+
+LABELS = {"C": 7, "T13": 28, "L6": 25} | {f"T{i}": 7 + i for i in range(1, 13)} | {f"L{i}": 19 + i for i in range(1, 6)}
+SACRUM_LABEL = 26
+
+# In coarse voxels of 64 mm3: less than 1.3 ml is no sacrum.
+SMALLEST_SACRUM_VOXELS = 20
+
+
+def sacrum_on_view(
+    view: CanonicalView, maps: CoarseMaps, grid: IsotropicGrid, device: torch.device
+) -> tuple[tuple[slice, slice, slice], Tensor] | None:
+    """The sacrum's probability on the view's voxels around it, from the coarse map; None where there is none.
+
+    Only the largest piece counts: specks in hips or femoral heads are not it.
+    """
+    piece = torch.from_numpy(largest_component((maps.tissue[SACRUM] > 0.5).numpy(), None))
+    occupied = torch.nonzero(piece)
+    if len(occupied) < SMALLEST_SACRUM_VOXELS:
+        return None
+    start, stop = occupied.min(dim=0).values.numpy() - 1, occupied.max(dim=0).values.numpy() + 2
+    start, stop = np.maximum(start, 0), np.minimum(stop, grid.shape)
+    part = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    shape = tuple(int(n) for n in stop - start)
+    box = view_box(
+        view, IsotropicGrid(grid.to_axis_mm(start), grid.spacing_mm, (shape[0], shape[1], shape[2])), 0, device
+    )
+    if box is None:
+        return None
+    return box.slices, to_view((maps.tissue[SACRUM] * grow(piece))[part][None], box)[0].cpu()
+
+
+def assemble_maps(
+    view: CanonicalView,
+    crops: list[FineCrop],
+    names: tuple[str, ...],
+    sacrum: tuple[tuple[slice, slice, slice], Tensor] | None,
+    device: torch.device,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Labels and body map on the view's grid; where outlines overlap, the more probable vertebra wins."""
+    labels, body = np.zeros(view.shape, np.uint8), np.zeros(view.shape, np.uint8)
+    best = np.zeros(view.shape, np.uint8)  # probability of the label set so far, 0..255
+    if sacrum is not None:
+        where, probability = sacrum
+        labels[where][probability.numpy() > 0.5] = SACRUM_LABEL
+    for crop, name in zip(crops, names, strict=True):
+        placed = on_view(crop, view, 1, device)
+        if placed is None:
+            continue
+        box, probabilities = placed
+        part = (torch.clamp(1.0 - probabilities[0], 0, 1) * 255).to(torch.uint8).cpu().numpy()
+        classes = (1 + probabilities[1:].argmax(dim=0)).to(torch.uint8).cpu().numpy()
+        wins = (part > 127) & (part > best[box.slices])
+        best[box.slices][wins] = part[wins]
+        labels[box.slices][wins] = LABELS[name]
+        body[box.slices][wins] = classes[wins]
+    return labels, body
