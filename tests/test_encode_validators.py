@@ -30,8 +30,8 @@ TOLERATED = {
     "pixelmed": (
         # TID 1411 is extensible: the tool warns of every item that its tables of 2022 do not list; the category of the
         # mean belongs to the group of the mean, so it stays there
-        r"CODE (BMD-CATEGORY,99QCT,\"QCT BMD category\"): Content Item not in template",
-        r"CODE (BORDERLINE,99QCT,\"BMD within uncertainty of a category limit\"): Content Item not in template",
+        'CODE (BMD-CATEGORY,99QCT,"QCT BMD category"): Content Item not in template',
+        'CODE (BORDERLINE,99QCT,"BMD within uncertainty of a category limit"): Content Item not in template',
         # the tables write "Source series for segmentation", the dictionary capitalises it
         "Source series for segmentation",
     ),
