@@ -33,8 +33,6 @@ LIMITS = SegmentationLimits(device="cpu")
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    if not (MODELS / "fine.safetensors").exists():
-        pytest.skip("the networks are not trained yet")
     return Networks(load_network(MODELS / "coarse.safetensors"), load_network(MODELS / "fine.safetensors"))
 
 
@@ -78,10 +76,13 @@ def test_maps_levels_and_bodies_agree_with_one_another(abdomen: Segmentation) ->
 
 @needs_data
 def test_bodies_have_a_cortex_around_their_cancellous_bone(abdomen: Segmentation) -> None:
-    """Cancellous bone of a body may hardly touch what is not bone of the same vertebra."""
+    """In the plane, cancellous bone of a body may hardly touch what is not bone of the same vertebra.
+
+    Across slices of 4.25 mm it may: the endplate of 2 mm is thinner than the slice.
+    """
     inner = abdomen.body == 3
     outside = abdomen.body == 0
-    touching = sum(int((inner & np.roll(outside, shift, axis)).sum()) for axis in range(3) for shift in (-1, 1))
+    touching = sum(int((inner & np.roll(outside, shift, axis)).sum()) for axis in (1, 2) for shift in (-1, 1))
     assert inner.sum() > 5000 and touching < 0.05 * inner.sum()
 
 
