@@ -344,7 +344,7 @@ def test_a_stock_dcmtk_storescp_is_not_waited_for_at_each_object(
         quick_s = timed(DestinationSender(sessions, replace(destination(port), ae_title="STORESCP"), "QCT-NODE"))
         queue(sessions, tmp_path, n, "1.2.4")
         monkeypatch.setattr("node.pacs_association.SOCKET_HANDLERS", [])
-        plain_s = timed(DestinationSender(sessions, replace(destination(port), ae_title="STORESCP"), "QCT-NODE"))
+        plain_s = timed(DestinationSender(sessions, patient, "QCT-NODE"))
     assert len(list((tmp_path / "received").iterdir())) == 2 * n
     assert set(states(sessions)) == {Delivery.DELIVERED}
     print(f"{n / quick_s:.0f} objects/s, {n / plain_s:.0f} without")
