@@ -341,7 +341,8 @@ def test_a_stock_dcmtk_storescp_is_not_waited_for_at_each_object(
     n = 60
     with storescp(tmp_path / "received") as port:
         queue(sessions, tmp_path, n)
-        quick_s = timed(DestinationSender(sessions, replace(destination(port), ae_title="STORESCP"), "QCT-NODE"))
+        patient = replace(destination(port), ae_title="STORESCP", response_timeout_s=60.0)
+        quick_s = timed(DestinationSender(sessions, patient, "QCT-NODE"))
         queue(sessions, tmp_path, n, "1.2.4")
         monkeypatch.setattr("node.pacs_association.SOCKET_HANDLERS", [])
         plain_s = timed(DestinationSender(sessions, patient, "QCT-NODE"))
