@@ -26,7 +26,7 @@ from node.embedded_pacs import EmbeddedPacs
 from node.send_folder import Peer, send_folder
 from node.simulate import PatientOrder, PhantomOrder, beside, write_patient, write_phantom
 
-CONSOLE = Console()
+CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
 PHANTOM_WEEKS = 4
 START_LIMIT_S, RESULT_LIMIT_S = 60.0, 240.0
 SEGMENTATION_CLASS, ENHANCED_SR_CLASS = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.22"
@@ -187,7 +187,17 @@ def _gather(studies: list[DemoStudy], out: Path) -> None:
 
 def _show(studies: list[DemoStudy], out: Path) -> None:
     table = Table(title="Results (simulated patients; for research use only)")
-    for column in ("patient", "L1", "L2", "mean mg/cm3", "true", "class", "calibration", "seconds to SR", "folder"):
+    for column in (
+        "patient",
+        "L1",
+        "L2",
+        "mean mg/cm3",
+        "true, whole core",
+        "class",
+        "calibration",
+        "seconds to SR",
+        "folder",
+    ):
         table.add_column(column)
     for study in studies:
         table.add_row(*_row(study, out))
