@@ -30,6 +30,7 @@ CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
 PHANTOM_WEEKS = 4
 START_LIMIT_S, RESULT_LIMIT_S = 60.0, 240.0
 SEGMENTATION_CLASS, ENHANCED_SR_CLASS = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.22"
+COLUMNS = ("patient", "L1", "L2", "mean mg/cm3", "true core", "class", "calibration", "seconds to SR", "folder")
 TRUE_BMD_MG_CM3 = (128.0, 97.0, 66.0, 150.0, 84.0, 45.0)
 
 CONFIG = """\
