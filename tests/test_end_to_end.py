@@ -71,6 +71,9 @@ class RunningNode:
             time.sleep(0.5)
         raise AssertionError(f"no object of class {sop_class_uid} in Orthanc within {limit_s} s")
 
+    def of_class(self, study_instance_uid: str, sop_class_uid: str) -> list[Dataset]:
+        return [ds for ds in self.objects(study_instance_uid) if ds.SOPClassUID == sop_class_uid]
+
     def objects(self, study_instance_uid: str) -> list[Dataset]:
         found = []
         for instance in self.pacs.json("/instances"):  # type: ignore[attr-defined]
@@ -163,6 +166,24 @@ def test_an_identical_resend_makes_no_second_result(commissioned: RunningNode, t
     commissioned.send(tmp_path)
     time.sleep(8)
     assert {ds.SOPInstanceUID for ds in commissioned.objects(study)} == first
+
+
+def test_late_images_make_a_new_result_that_names_its_predecessor(commissioned: RunningNode, tmp_path: Path) -> None:
+    write_patient(PatientOrder(tmp_path / "ct", bmd_mg_cm3=80.0, levels="T12-S", acquired=NOW, seed=4))
+    (tmp_path / "late").mkdir()
+    for path in sorted((tmp_path / "ct").iterdir())[-3:]:  # the slices nearest to the head: no gap tells of them
+        path.rename(tmp_path / "late" / path.name)
+    study = commissioned.send(tmp_path / "ct")
+    first = commissioned.wait_for(study, ENHANCED_SR)
+    commissioned.send(tmp_path / "late")
+    deadline = time.monotonic() + 120
+    while len(reports := commissioned.of_class(study, ENHANCED_SR)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    (second,) = (ds for ds in reports if ds.SOPInstanceUID != first.SOPInstanceUID)
+    (predecessor,) = second.PredecessorDocumentsSequence
+    named = predecessor.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert named == first.SOPInstanceUID
+    assert "PredecessorDocumentsSequence" not in first
 
 
 @needs_data
