@@ -64,7 +64,7 @@ class CalibrationLimits:
     max_leave_one_out_mg_cm3: float = 3.0
     min_assignment_ratio: float = 4.0
     max_tilt_deg: float = 6.0
-    min_rod_voxels: int = 500
+    min_rod_voxels: int = 200
     max_rod_sd_ratio: float = 1.6  # SD of one rod over the median SD of all
     max_axial_slope_hu_per_mm: float = 0.1  # beyond three of its standard errors
     max_standard_error_hu: float = 3.0
