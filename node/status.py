@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def show_status(config: Config, as_json: bool) -> None:
     sessions = open_database(config.database_url, upgrade=False)
     with sessions.begin() as session:
         state = read_status(session, config, datetime.now(UTC))
-    console = Console()
+    console = wide_console()
     if as_json:
         console.print_json(json.dumps(state))
         return
@@ -103,10 +104,15 @@ def _text(moment: datetime | None) -> str | None:
     return moment.isoformat(timespec="seconds") if moment else None
 
 
+def wide_console() -> Console:
+    """As wide as the terminal; wide enough for whole UIDs where the output goes to a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 220)
+
+
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in rows[0] if rows else ("nothing",):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     return table
@@ -137,7 +143,7 @@ def show_calibrations(config: Config, plot: Path | None, declare: str | None, wh
         if plot is not None:
             _plot(session, plot, config)
     rows = [{"number": number, **_calibration(state)} for number, state in enumerate(states, start=1)]
-    Console().print(_table("calibrations", rows))
+    wide_console().print(_table("calibrations", rows))
 
 
 def _declare(session: Session, number: str, why: str) -> None:
