@@ -50,7 +50,7 @@ from analysis.results import (
     VertebraFeatures,
     Voi,
 )
-from analysis.segmentation import Networks, SegmentationLimits
+from analysis.segmentation import Networks, SegmentationLimits, models_used
 from analysis.segmentation_backend import segment_with
 from analysis.version import SOFTWARE_VERSION
 from analysis.vertebra_checks import VertebraLimits, check_vertebra
@@ -93,8 +93,7 @@ class Toolkit:
 
     @property
     def models(self) -> tuple[ModelUsed, ...]:
-        stages = (("VB-Net coarse", self.networks.coarse), ("VB-Net fine", self.networks.fine))
-        return tuple(ModelUsed(name, SOFTWARE_VERSION, network.sha256) for name, network in stages)
+        return models_used(self.networks)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

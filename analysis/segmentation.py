@@ -82,7 +82,7 @@ def load_networks(coarse: Path, fine: Path) -> Networks:
 
 def models_used(networks: Networks) -> tuple[ModelUsed, ...]:
     """What identifies the networks in reports and DICOM objects."""
-    stages = (("vertebra coarse VB-Net", networks.coarse), ("vertebra fine VB-Net", networks.fine))
+    stages = (("VB-Net coarse", networks.coarse), ("VB-Net fine", networks.fine))
     return tuple(ModelUsed(name, SOFTWARE_VERSION, network.sha256) for name, network in stages)
 
 

@@ -12,7 +12,7 @@ from analysis.chain import AnalysisSettings, Toolkit
 from analysis.errors import ModelError, PhantomUnusableError
 from analysis.results import PhantomSpec
 from analysis.segmentation import Networks, SegmentationLimits
-from analysis.vbnet import load_network
+from analysis.segmentation import load_networks as read_networks
 from node.config import Config
 from node.encoded import EncodingSettings
 from node.radiomics_model import active_model_path, load_predict
@@ -79,7 +79,7 @@ def load_networks(folder: Path) -> Networks:
             raise ModelError(
                 f"no {stage}.safetensors in {folder}; the weights that ship with the package expected there"
             )
-    return Networks(load_network(folder / "coarse.safetensors"), load_network(folder / "fine.safetensors"))
+    return read_networks(folder / "coarse.safetensors", folder / "fine.safetensors")
 
 
 def find_phantom(config: Config, serial: str | None, acquired: datetime | None) -> PhantomSpec:

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from analysis.calibration_report import calibration_report
-from analysis.chain import analyse_phantom
 from analysis.errors import AnalysisError, NoVertebraError, UnusableSeriesError
 from analysis.qc_charts import scan_chart
 from analysis.results import Calibration, ChosenCalibration, ModelUsed, Reason, Segmentation, SeriesHeader
 from analysis.segmentation_backend import segment_with
 from analysis.segmentation_report import segmentation_report
 from analysis.version import SOFTWARE_NAME, SOFTWARE_VERSION
-from node.analysis_setup import encoding_settings, find_phantom, make_toolkit, site_timezone
+from node.analysis_setup import encoding_settings, make_toolkit, site_timezone
 from node.config import Config
 from node.encode_results import encode_phantom_answer, encode_refusal
 from node.encoded import EncodedObject
 from node.nifti import body_path, write_nifti
 from node.patient_flow import PatientStudy, encode_patient, measure_patient
+from node.phantom_flow import measure_phantom_series
 from node.report import patient_report, reasons, write_json
 from node.series_kind import choose_series, phantom_serial
 from node.site_choice import choose_from
@@ -137,14 +137,11 @@ def write_objects(objects: tuple[EncodedObject, ...], folder: Path) -> None:
 
 def _measure_phantom_folder(folder: Path, config: Config) -> tuple[Calibration | tuple[Reason, ...], CtSeries | None]:
     """The calibration, or why there is none; and the series when it could be read."""
-    series = None
     try:
         files = _longest_series(folder)
-        series = load_ct_series(files.paths, site_timezone(config))
-        spec = find_phantom(config, phantom_serial(files.header, config.series), series.header.acquired)
-        return analyse_phantom(series.volume, series.header, spec, config.calibration), series
     except AnalysisError as refusal:
-        return (Reason(refusal.code, refusal.text),), series
+        return (Reason(refusal.code, refusal.text),), None
+    return measure_phantom_series(files.paths, phantom_serial(files.header, config.series), config)
 
 
 def _longest_series(folder: Path) -> SeriesFiles:

@@ -80,6 +80,6 @@ def _as_earlier(report: dict[str, Any]) -> EarlierResult:
 def choose_stored(sessions: SessionFactory, config: Config) -> Choose:
     def choose(header: SeriesHeader) -> ChosenCalibration:
         with sessions.begin() as session:
-            return choose_calibration(header, calibrations.all_series(session), config.calibration_choice)
+            return calibrations.choose(session, header, config.calibration_choice)
 
     return choose

@@ -14,16 +14,17 @@ from typing import Any
 from pydicom import Dataset, dcmread
 
 from analysis.calibration_report import calibration_report
-from analysis.chain import Toolkit, analyse_phantom
+from analysis.chain import Toolkit
 from analysis.errors import AnalysisError
 from analysis.qc_charts import scan_chart
 from analysis.results import Calibration, PatientResult, Reason
-from node.analysis_setup import encoding_settings, find_phantom, make_toolkit, site_timezone
+from node.analysis_setup import encoding_settings, make_toolkit, site_timezone
 from node.config import Config, load_config_or_default
 from node.encode_results import encode_phantom_answer, encode_refusal
 from node.encoded import EncodedObject, ObjectKind, Predecessor
 from node.encoding_forms import other_forms
 from node.patient_flow import PatientStudy, encode_patient, measure_patient
+from node.phantom_flow import measure_phantom_series
 from node.report import patient_report, reasons, write_json
 from node.result_files import store_objects, write_durably
 from node.series_kind import SeriesKind, SeriesVerdict, choose_series, judge_series
@@ -94,14 +95,7 @@ def _judge(series: ReceivedSeries, inbox: Path, config: Config) -> JudgedSeries:
 
 def _process_phantom(task: AnalysisTask, series: JudgedSeries, context: Context) -> StudyOutcome:
     config = context.config
-    loaded: CtSeries | None = None
-    answer: Calibration | tuple[Reason, ...]
-    try:
-        loaded = load_ct_series(series.paths, site_timezone(config))
-        spec = find_phantom(config, series.verdict.phantom_serial, loaded.header.acquired)
-        answer = analyse_phantom(loaded.volume, loaded.header, spec, config.calibration)
-    except AnalysisError as refusal:
-        answer = (Reason(refusal.code, refusal.text),)
+    answer, loaded = measure_phantom_series(series.paths, series.verdict.phantom_serial, config)
     headers = loaded.datasets if loaded else (series.header,)
     if not isinstance(answer, Calibration):
         _remember_failure(loaded, series, answer, context)
