@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from analysis.coarse_stage import coarse_volume, run_coarse
 from analysis.errors import ModelError, NoVertebraError
@@ -26,6 +27,7 @@ from analysis.resampling import (
 )
 from analysis.results import ModelUsed, Reason, Segmentation, VertebraLevel
 from analysis.rib_contact import RibBox, rib_contact, rib_volumes_ml, sides_in_view, spine_axes
+from analysis.rib_length import RibReach, rib_lengths_mm
 from analysis.spine_chain import ChainLimits, NamedChain, VertebraEvidence, name_levels
 from analysis.spine_detection import RIB as COARSE_RIB
 from analysis.spine_detection import (
@@ -70,6 +72,7 @@ class SegmentationLimits:
     body_ml: tuple[float, float] = (3.5, 75.0)
     detection: DetectionLimits = field(default_factory=DetectionLimits)
     ribs: RibBox = field(default_factory=RibBox)
+    rib_reach: RibReach = field(default_factory=RibReach)
     chain: ChainLimits = field(default_factory=ChainLimits)
 
 
@@ -86,8 +89,8 @@ def models_used(networks: Networks) -> tuple[ModelUsed, ...]:
     return tuple(ModelUsed(name, SOFTWARE_VERSION, network.sha256) for name, network in stages)
 
 
-# The coarse network's maps and the grid they lie on.
-Coarse = tuple[CoarseMaps, IsotropicGrid]
+# The coarse network's maps, the CT on the same grid, and that grid.
+Coarse = tuple[CoarseMaps, Tensor, IsotropicGrid]
 
 
 class Stopwatch:
@@ -125,7 +128,7 @@ def segment_vertebrae(volume: CtVolume, networks: Networks, limits: Segmentation
     crops = outline_vertebrae(view, [grid.to_axis_mm(peak.index) for peak in column], networks.fine, limits)
     column, crops = _plausible(column, crops, limits)
     watch.lap("fine network")
-    chain = name_levels(_evidence(view, (maps, grid), column, crops, limits), limits.chain)
+    chain = name_levels(_evidence(view, (maps, hu, grid), column, crops, limits), limits.chain)
     watch.lap("levels")
     labels, body = assemble_maps(view, crops, chain.names, sacrum_on_view(view, maps, grid, device), device)
     watch.lap("label maps")
@@ -225,19 +228,22 @@ def _evidence(
     view: CanonicalView, coarse: Coarse, column: list[Peak], crops: list[FineCrop], limits: SegmentationLimits
 ) -> tuple[VertebraEvidence, ...]:
     """What the chain needs, per vertebra from head to feet; only the lowest can stand above the sacrum."""
-    maps, grid = coarse
+    maps, hu, grid = coarse
     axes = spine_axes([crop.centroid_mm for crop in crops])
     below = sacrum_below(maps, column[-1], -axes[-1])
+    frames = [(crop.centroid_mm, axis) for crop, axis in zip(crops, axes, strict=True)]
+    lengths_mm = rib_lengths_mm(maps.tissue[COARSE_RIB], hu, grid, frames, limits.ribs, limits.rib_reach)
     return tuple(
         VertebraEvidence(
             crop.centroid_mm,
             pooled_levels(maps, peak),
             agreed_contact(
-                rib_of(view, crop, axis, limits), coarse_rib(view, (maps, grid), crop.centroid_mm, axis, limits)
+                rib_of(view, crop, axis, limits), coarse_rib(view, coarse, crop.centroid_mm, axis, limits)
             ),
+            length_mm,
             below if peak is column[-1] else None,
         )
-        for crop, peak, axis in zip(crops, column, axes, strict=True)
+        for crop, peak, axis, length_mm in zip(crops, column, axes, lengths_mm, strict=True)
     )
 
 
@@ -257,7 +263,7 @@ def coarse_rib(
     limits: SegmentationLimits,
 ) -> float | None:
     """The same from the coarse map."""
-    maps, grid = coarse
+    maps, _, grid = coarse
     volumes_ml = rib_volumes_ml(maps.tissue[COARSE_RIB], grid, centroid_mm, axis, limits.ribs)
     return rib_contact(volumes_ml, sides_in_view(view, centroid_mm, axis, limits.ribs), limits.ribs)
 

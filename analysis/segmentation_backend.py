@@ -151,7 +151,7 @@ def _chain(
         levels = np.full(19, 0.1 / 19)
         levels[sorted(set(INDEX) - {"T13"}, key=INDEX.__getitem__).index(name)] += 0.9
         below = float(sacrum) if i == len(names) - 1 else None
-        evidence.append(VertebraEvidence(crop.centroid_mm, levels, rib_of(view, crop, axes[i], limits), below))
+        evidence.append(VertebraEvidence(crop.centroid_mm, levels, rib_of(view, crop, axes[i], limits), None, below))
     chain = name_levels(tuple(evidence), limits.chain)
     ceiling = max(chain.confidences)
     own = tuple(min(ceiling, float(p[INDEX[name]])) for name, p in zip(names, chain.probabilities, strict=True))

@@ -24,6 +24,20 @@ SPACING_MM = (17, 20, 20, 20, 20.5, 21, 21.5, 22, 22.5, 24, 26, 28.5, 31.5, 32, 
 # Rib contact above and below which a rib counts as seen and as absent, for the anchors; between them it is unclear.
 RIB_PRESENT, RIB_ABSENT = 0.65, 0.35
 
+# Reach of a rib from the side of its vertebra to its tip (`analysis.rib_length`): mean and SD in mm at the scale of
+# `SPACING_MM`. Measured on the two label maps and the real volumes (11th 127 to 176, 12th 60 to 112), with the wide
+# spread of the 12th that anatomy books give; a rib at L1 is a stub or a transverse process taken for one.
+RIB_REACH_MM = {
+    "T10": (180.0, 28.0),
+    "T11": (145.0, 25.0),
+    "T12": (85.0, 30.0),
+    "T13": (45.0, 20.0),
+    "L1": (30.0, 15.0),
+}
+
+# Density per mm of a reach that says nothing: all other levels, and measurements that went wrong.
+_ANY_REACH_PER_MM = 1.0 / 250.0
+
 
 @dataclass(frozen=True, slots=True)
 class ChainLimits:
@@ -43,6 +57,7 @@ class ChainLimits:
     rib_seen_t12: float = 0.88
     rib_seen_l1: float = 0.04
     rib_seen_elsewhere: float = 0.01
+    rib_reach_wrong: float = 0.05
     sacrum_false: float = 0.005
     network_weight: float = 0.6
     network_votes: float = 2.5
@@ -62,12 +77,14 @@ class VertebraEvidence:
     centroid_mm : (3,), along canonical axes (head, back, left), mm
     network_levels : probability per level of the network: cervical, T1..T12, L1..L5, L6 (19 values)
     rib_contact : 0..1, None where the sides are not in the volume
+    rib_length_mm : reach of its longer rib, None where it has none or its end is not in view
     sacrum_below : 0..1, None where the volume ends before a sacrum could be seen
     """
 
     centroid_mm: NDArray[np.float64]
     network_levels: NDArray[np.float64]
     rib_contact: float | None = None
+    rib_length_mm: float | None = None
     sacrum_below: float | None = None
 
 
@@ -94,7 +111,10 @@ def name_levels(vertebrae: tuple[VertebraEvidence, ...], limits: ChainLimits | N
     unary = np.array([_log_unary(vertebra, vertebrae, limits) for vertebra in vertebrae])
     ends = _log_end(vertebrae[-1], limits)
     scales = np.exp(np.linspace(-2, 2, 9) * limits.scale_log_sd)
-    solved = [_solve(unary, _log_steps(vertebrae, scale, limits), ends) for scale in scales]
+    solved = [
+        _solve(unary + log_reach(vertebrae, scale, limits), _log_steps(vertebrae, scale, limits), ends)
+        for scale in scales
+    ]
     evidence = np.array([s.log_evidence for s in solved]) - 0.5 * np.linspace(-2, 2, 9) ** 2
     weights = np.exp(evidence - evidence.max())
     weights /= weights.sum()
@@ -114,20 +134,27 @@ def _named(
     anchors = find_anchors(vertebrae)
     names = tuple(LEVELS[level] for level in path)
     disagree = anchors_disagree(vertebrae, names)
-    ceiling = _ceiling(anchors, disagree, limits)
+    ceiling = _ceiling(anchors, disagree, _last_reach_mm(vertebrae) is not None, limits)
     confidences = tuple(float(min(probabilities[i, level], ceiling)) for i, level in enumerate(path))
     return NamedChain(names, confidences, anchors, disagree, variant, probabilities)
 
 
-def _ceiling(anchors: tuple[str, ...], disagree: bool, limits: ChainLimits) -> float:
+def _ceiling(anchors: tuple[str, ...], disagree: bool, reach_known: bool, limits: ChainLimits) -> float:
     """The highest confidence that the landmarks in view allow. One end of the rib cage alone is not enough: with
     rudimentary 12th ribs, which a network overlooks, the last rib seen is the 11th and every name one level too low.
+    When it is known how far the last rib reaches, the chain has weighed that already.
     """
     if not anchors:
         return limits.no_anchor_confidence
     if disagree:
         return limits.disagreement_confidence
-    return limits.ribs_alone_confidence if anchors in (("last rib",), ("first rib",)) else 1.0
+    alone = anchors == ("first rib",) or (anchors == ("last rib",) and not reach_known)
+    return limits.ribs_alone_confidence if alone else 1.0
+
+
+def _last_reach_mm(vertebrae: tuple[VertebraEvidence, ...]) -> float | None:
+    last = last_rib(vertebrae)
+    return None if last is None else vertebrae[last].rib_length_mm
 
 
 # --- evidence -------------------------------------------------------------------------------------------------------
@@ -136,15 +163,21 @@ def _ceiling(anchors: tuple[str, ...], disagree: bool, limits: ChainLimits) -> f
 def find_anchors(vertebrae: tuple[VertebraEvidence, ...]) -> tuple[str, ...]:
     """Landmarks in view that tie the chain to the body, among "first rib", "last rib", "sacrum"."""
     ribs = [vertebra.rib_contact for vertebra in vertebrae]
-    pairs = list(zip(ribs[:-1], ribs[1:], strict=True))
     anchors = []
-    if any(a is not None and b is not None and a < RIB_ABSENT and b > RIB_PRESENT for a, b in pairs[:4]):
+    if _first_rib_in_view(ribs):
         anchors.append("first rib")
     if last_rib(vertebrae) is not None:
         anchors.append("last rib")
     if (vertebrae[-1].sacrum_below or 0.0) >= 0.5:
         anchors.append("sacrum")
     return tuple(anchors)
+
+
+def _first_rib_in_view(ribs: list[float | None]) -> bool:
+    """Whether the chain begins with up to four ribless vertebrae (cervical ones), next to one that surely has a rib."""
+    above = [contact for contact in ribs[:5] if contact is not None]
+    ribless = next((i for i, contact in enumerate(above) if contact >= RIB_ABSENT), len(above))
+    return 0 < ribless < len(above) and above[ribless] > RIB_PRESENT
 
 
 def last_rib(vertebrae: tuple[VertebraEvidence, ...]) -> int | None:
@@ -198,6 +231,21 @@ def _log_rib(contact: float | None, limits: ChainLimits) -> NDArray[np.float64]:
         return np.zeros(len(LEVELS))
     seen = rib_probability(limits)
     result: NDArray[np.float64] = np.log(contact * seen + (1.0 - contact) * (1.0 - seen))
+    return result
+
+
+def log_reach(vertebrae: tuple[VertebraEvidence, ...], scale: float, limits: ChainLimits) -> NDArray[np.float64]:
+    """log P(length of the rib | level) of each vertebra, in a person of a given size; (vertebrae, levels)."""
+    usual = np.full((len(vertebrae), len(LEVELS)), _ANY_REACH_PER_MM)
+    for i, vertebra in enumerate(vertebrae):
+        if vertebra.rib_length_mm is None:
+            continue
+        for level, (mean_mm, sd_mm) in RIB_REACH_MM.items():
+            z = (vertebra.rib_length_mm / scale - mean_mm) / sd_mm
+            usual[i, INDEX[level]] = np.exp(-0.5 * z**2) / (sd_mm * np.sqrt(2 * np.pi))
+    result: NDArray[np.float64] = np.log(
+        (1 - limits.rib_reach_wrong) * usual + limits.rib_reach_wrong * _ANY_REACH_PER_MM
+    )
     return result
 
 

@@ -18,11 +18,13 @@ def chain_of(
     sacrum: float | None = None,
     network_shift: int | None = 0,
     missed: tuple[str, ...] = (),
+    reaches_mm: dict[str, float] | None = None,
 ) -> tuple[VertebraEvidence, ...]:
     """Evidence of a spine that truly has `names`, at typical spacings.
 
     ribs : whether ribs are in view at all; ribless : thoracic vertebrae whose rib is not seen
     sacrum : what is seen below the last vertebra; network_shift : levels by which the network errs, None = no opinion
+    reaches_mm : how far the ribs of some vertebrae reach
     """
     height_mm, evidence = 0.0, []
     for name in names:
@@ -30,7 +32,8 @@ def chain_of(
         if name not in missed:
             below = sacrum if name == names[-1] else None
             centroid = np.array([height_mm, 0.0, 0.0])
-            evidence.append(VertebraEvidence(centroid, network_opinion(name, network_shift), contact, below))
+            reach_mm = (reaches_mm or {}).get(name)
+            evidence.append(VertebraEvidence(centroid, network_opinion(name, network_shift), contact, reach_mm, below))
         height_mm -= SPACING_MM[INDEX[name]]
     return tuple(evidence)
 

@@ -35,12 +35,37 @@ def test_twelve_ribs_counted_from_the_first_to_the_last_name_l1_and_l2_of_a_ches
     assert min(chain.confidences[-2:]) >= 0.9
 
 
+def test_a_rib_overlooked_below_the_top_of_the_scan_is_not_taken_for_the_first() -> None:
+    chain = name_levels(chain_of(levels_between("T2", "L2"), ribless=("T4",), network_shift=None))
+    assert "first rib" not in chain.anchors
+
+
 def test_the_last_rib_alone_names_the_levels_but_not_with_confidence() -> None:
     """Rudimentary 12th ribs would make the 11th the last: a reader looks, the software abstains."""
     names = levels_between("T8", "L3")
     chain = name_levels(chain_of(names))
     assert chain.names == names
     assert max(chain.confidences) <= ChainLimits().ribs_alone_confidence
+
+
+def test_a_last_rib_as_short_as_a_twelfth_names_the_levels_without_first_rib_and_sacrum() -> None:
+    names = levels_between("T9", "L3")
+    chain = name_levels(chain_of(names, network_shift=None, reaches_mm={"T11": 150.0, "T12": 75.0}))
+    assert chain.names == names and chain.anchors == ("last rib",)
+    assert min(chain.confidences) > 0.95
+
+
+def test_a_last_rib_as_long_as_an_eleventh_leaves_the_levels_uncertain() -> None:
+    """Rudimentary 12th ribs: the last rib seen reaches as far as an 11th does."""
+    chain = name_levels(
+        chain_of(levels_between("T9", "L3"), ribless=("T12",), network_shift=None, reaches_mm={"T11": 150.0})
+    )
+    assert max(chain.confidences) < 0.9
+
+
+def test_a_stub_at_the_last_rib_may_be_a_lumbar_rib_and_is_never_sure() -> None:
+    chain = name_levels(chain_of(levels_between("T9", "L3"), network_shift=None, reaches_mm={"T12": 25.0}))
+    assert max(chain.confidences) < 0.9
 
 
 @pytest.mark.parametrize("names", [levels_between("L2", "L4"), levels_between("T3", "T8")])

@@ -15,7 +15,7 @@ from analysis.training.annotation import Annotation, annotation_from_json
 from analysis.training.coarse_samples import CoarseCase
 from analysis.training.deform import coarse_target, deform
 from analysis.training.labelled import RawLabels, annotated_case, coarse_case, labelled_scan
-from analysis.training.procedural import FIRST_SEED, procedural_anatomy
+from analysis.training.procedural import FIRST_SEED, PROCEDURAL, procedural_anatomy
 from analysis.training.volume_files import read_image
 from analysis.vbnet import VBNetConfig
 
@@ -51,7 +51,7 @@ def prepare_anatomies(folders: list[Path], procedural: int, prepared: PreparedFo
             if not (target / f"{name}.npz").exists():
                 read_torso(folder, name).save(target / f"{name}.npz")
     for number in range(procedural):
-        path = target / f"procedural{FIRST_SEED + number:04d}.npz"
+        path = target / f"{PROCEDURAL}{FIRST_SEED + number:04d}.npz"
         if not path.exists():
             procedural_anatomy(FIRST_SEED + number, spacing_mm=1.5).save(path)
     return [load_anatomy(path) for path in prepared.files("anatomies")]
@@ -65,13 +65,20 @@ def prepare_pool(
     for number in range(count):
         path = folder / f"{number:04d}.npz"
         if not path.exists():
-            torso = deform(
-                anatomies[number % len(anatomies)], np.random.default_rng([7, number]), config.spacing_mm / 2
-            )
+            torso = deform(_anatomy_of(number, anatomies), np.random.default_rng([7, number]), config.spacing_mm / 2)
             target, level = coarse_target(torso.anatomy, 2)
             _save_torso(path, torso.anatomy, (target, level))
         progress(number + 1)
     return prepared.files("pool")[:count]
+
+
+def _anatomy_of(number: int, anatomies: list[Anatomy]) -> Anatomy:
+    """Label maps of people and built torsos in turn, so that many built ones do not crowd out the few real ones."""
+    built = [anatomy for anatomy in anatomies if anatomy.name.startswith(PROCEDURAL)]
+    real = [anatomy for anatomy in anatomies if anatomy not in built]
+    kinds = [kind for kind in (real, built) if kind]
+    kind = kinds[number % len(kinds)]
+    return kind[number // len(kinds) % len(kind)]
 
 
 def _save_torso(path: Path, anatomy: Anatomy, targets: tuple[np.ndarray, np.ndarray]) -> None:

@@ -13,6 +13,7 @@ from analysis.training.anatomy import BODY, CODE, POSTERIOR, Anatomy
 
 # The simulated test sets draw their patients from 7000 upwards; training stays below.
 FIRST_SEED, LAST_SEED = 100, 6999
+PROCEDURAL = "procedural"  # names of built anatomies begin with this
 FIELDS = (("T1", "S"), ("T10", "S"), ("T1", "L3"), ("T7", "S"))
 
 _TISSUES = {
@@ -31,7 +32,7 @@ def procedural_anatomy(seed: int, spacing_mm: float = 2.0) -> Anatomy:
     if not FIRST_SEED <= seed <= LAST_SEED:
         raise ValueError(f"seed {seed} is not one of training's ({FIRST_SEED} to {LAST_SEED})")
     first, last = FIELDS[seed % len(FIELDS)]
-    return anatomy_of(make_torso(random_patient(seed, first, last).torso, spacing_mm / 2), f"procedural{seed}")
+    return anatomy_of(make_torso(random_patient(seed, first, last).torso, spacing_mm / 2), f"{PROCEDURAL}{seed}")
 
 
 def anatomy_of(torso: Torso, name: str) -> Anatomy:
