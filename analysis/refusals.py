@@ -81,6 +81,7 @@ REASONS: dict[str, ReasonText] = {
     "DERIVED_IMAGE": ReasonText("The images are derived, not original", "Send the original axial series"),
     "TOO_FEW_SLICES": ReasonText("Too few slices", "Send the complete series"),
     "PIXELS_UNREADABLE": ReasonText("Pixel data cannot be decoded", "Send the images again"),
+    "UID_MISSING": ReasonText("Images lack UIDs of their own, which results refer to", "Send the scanner's own images"),
     "MIXED_GEOMETRY": ReasonText("The slices do not make one volume", "Send one axial series"),
     # protocol
     "PROTOCOL_KVP": ReasonText("The tube voltage is not allowed", "Scan as the protocol says"),

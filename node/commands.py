@@ -5,7 +5,7 @@ Exit codes: 0 done (a patient result was reported, a calibration was accepted), 
 once without loading the networks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -44,13 +44,13 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        CONSOLE.print(str(error), style="red", highlight=False, markup=False)
+        CONSOLE.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(USAGE) from error
     except AnalysisError as error:
-        CONSOLE.print(f"{error.code}: {error.text}", style="yellow", highlight=False, markup=False)
+        show((error,))
         raise typer.Exit(REFUSED) from error
     except (QctError, OSError) as error:
-        CONSOLE.print(str(error), style="red", highlight=False, markup=False)
+        CONSOLE.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(FAULT) from error
 
 
@@ -58,6 +58,11 @@ def load(config: Path | None) -> Any:
     from node.config import load_config_or_default
 
     return load_config_or_default(config)
+
+
+def show(reasons: Iterable[Any]) -> None:
+    for reason in reasons:
+        CONSOLE.print(f"{reason.code}: {reason.text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -83,10 +88,11 @@ def demo(
 
 @app.command()
 def analyse(
-    folder: Annotated[Path, typer.Argument(help="folder with one CT study or series in DICOM")],
+    folder: Annotated[Path, typer.Argument(exists=True, help="folder with one CT study or series in DICOM")],
     out: OutOption,
     phantom: Annotated[
-        list[Path] | None, typer.Option(help="folder of a phantom scan; may be given several times")
+        list[Path] | None,
+        typer.Option(exists=True, help="folder of one phantom scan; may be given several times"),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -95,14 +101,13 @@ def analyse(
         from node.offline import analyse_folder
 
         result = analyse_folder(folder, tuple(phantom or ()), out, load(config))
-        for reason in result.reasons:
-            CONSOLE.print(f"{reason.code}: {reason.text}", style="yellow", highlight=False, markup=False)
+        show(result.reasons)
         raise typer.Exit(0 if result.status == "reported" else REFUSED)
 
 
 @app.command()
 def calibrate(
-    folder: Annotated[Path, typer.Argument(help="folder with one phantom scan in DICOM")],
+    folder: Annotated[Path, typer.Argument(exists=True, help="folder with one phantom scan in DICOM")],
     out: OutOption,
     config: ConfigOption = None,
 ) -> None:
@@ -111,22 +116,29 @@ def calibrate(
         from node.offline import calibrate_folder
 
         accepted, found = calibrate_folder(folder, out, load(config))
-        for reason in found:
-            CONSOLE.print(f"{reason.code}: {reason.text}", style="yellow", highlight=False, markup=False)
+        show(found)
         raise typer.Exit(0 if accepted else REFUSED)
 
 
 @app.command()
 def segment(
-    folder: Annotated[Path, typer.Argument(help="folder with one CT series in DICOM")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="label map to write, *.nii.gz (VerSe numbering)")],
+    source: Annotated[
+        Path, typer.Argument(exists=True, help="folder with one CT series in DICOM, or one CT volume *.nii.gz in HU")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="label map to write, *.nii.gz (VerSe numbering), or a folder for it")
+    ],
     config: ConfigOption = None,
 ) -> None:
-    """Outline and name the vertebrae: labels.nii.gz, labels_body.nii.gz and segment.json."""
-    with exit_codes():
-        from node.offline import segment_folder
+    """Outline and name the vertebrae: labels.nii.gz, labels_body.nii.gz and segment.json.
 
-        segment_folder(folder, out, load(config))
+    The maps lie in the geometry of the input. Nothing but sound geometry is asked of the images; what would forbid a
+    density (an unstated unit, lossy compression) is said.
+    """
+    with exit_codes():
+        from node.offline import segment_source
+
+        show(segment_source(source, out, load(config)).flags)
 
 
 @app.command()

@@ -4,11 +4,12 @@ The phantom scans given count as commissioned for this run, and the report says 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom import Dataset
 
 from analysis.calibration_report import calibration_report
 from analysis.errors import AnalysisError, NoVertebraError, UnusableSeriesError
@@ -17,11 +18,12 @@ from analysis.results import Calibration, ChosenCalibration, ModelUsed, Reason, 
 from analysis.segmentation_backend import segment_with
 from analysis.segmentation_report import segmentation_report
 from analysis.version import SOFTWARE_NAME, SOFTWARE_VERSION
+from analysis.volume import CtVolume
 from node.analysis_setup import encoding_settings, make_toolkit, site_timezone
 from node.config import Config
 from node.encode_results import encode_phantom_answer, encode_refusal
 from node.encoded import EncodedObject
-from node.nifti import body_path, write_nifti
+from node.nifti import body_path, is_nifti, labels_path, read_nifti, write_nifti
 from node.patient_flow import PatientStudy, encode_patient, measure_patient
 from node.phantom_flow import measure_phantom_series
 from node.report import patient_report, reasons, write_json
@@ -42,12 +44,14 @@ class Answer:
 def analyse_folder(folder: Path, phantom_folders: tuple[Path, ...], out: Path, config: Config) -> Answer:
     """Measure one study; write report.json, picture.png and the DICOM objects below `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    files = find_series(folder)
+    files: tuple[SeriesFiles, ...] = ()
     try:
-        chosen = _suitable_series(files, config)
-        series = load_ct_series(chosen.paths, site_timezone(config))
+        files = find_series(folder)
+        series = load_ct_series(_suitable_series(files, config).paths, site_timezone(config))
+        _require_uids(series)
     except AnalysisError as refusal:
-        return _refuse_unread(files[0], Reason(refusal.code, refusal.text), out, config)
+        header = files[0].header if files else Dataset()
+        return _refuse_unread(header, Reason(refusal.code, refusal.text), out, config)
     result = measure_patient(PatientStudy(series, _choice(phantom_folders, config)), make_toolkit(config))
     objects, picture = encode_patient(result, series, encoding_settings(config))
     write_json(patient_report(result), out / "report.json")
@@ -65,9 +69,13 @@ def _choice(phantom_folders: tuple[Path, ...], config: Config) -> Callable[[Seri
     return choose_from(found, why_none, config)
 
 
-def _refuse_unread(files: SeriesFiles, refusal: Reason, out: Path, config: Config) -> Answer:
-    """A study whose images could not even be read still gets its report and its refusal SR."""
-    header = files.header
+def _require_uids(series: CtSeries) -> None:
+    for flag in series.flags:
+        raise UnusableSeriesError(flag.code, flag.text)
+
+
+def _refuse_unread(header: Dataset, refusal: Reason, out: Path, config: Config) -> Answer:
+    """A study whose images could not even be read still gets its report and, where it has UIDs, its refusal SR."""
     report = {
         "status": "refused",
         "reasons": reasons((refusal,)),
@@ -83,7 +91,10 @@ def _refuse_unread(files: SeriesFiles, refusal: Reason, out: Path, config: Confi
 
 
 def calibrate_folder(folder: Path, out: Path, config: Config) -> tuple[bool, tuple[Reason, ...]]:
-    """Measure one phantom scan; write calibration.json, a chart and the DICOM answer. (accepted, reasons)"""
+    """Measure one phantom scan; write calibration.json, a chart and, where the images have UIDs, the DICOM answer.
+
+    Returns (accepted, reasons and flags).
+    """
     out.mkdir(parents=True, exist_ok=True)
     answer, series = _measure_phantom_folder(folder, config)
     if isinstance(answer, Calibration):
@@ -95,37 +106,71 @@ def calibrate_folder(folder: Path, out: Path, config: Config) -> tuple[bool, tup
         report, chart = {"accepted": False, "rods": [], "gates": [], "reasons": reasons(answer)}, None
         accepted, found = False, answer
     write_json(report, out / "calibration.json")
-    if series:
+    if series and not series.flags:
         write_objects(encode_phantom_answer(answer, series.datasets, chart, encoding_settings(config)), out / "dicom")
-    return accepted, found
+    return accepted, (*found, *(series.flags if series else ()))
 
 
-def segment_folder(folder: Path, out: Path, config: Config) -> None:
+def segment_source(source: Path, out: Path, config: Config) -> Segmentation:
     """Write label map, body map and segment.json; all empty, with the reason, where no spine is found.
+
+    Parameters
+    ----------
+    source : folder of DICOM images, one DICOM file, or one NIfTI file in HU
+    out : the label map, or a folder for labels.nii.gz
 
     Raises
     ------
     NoVertebraError : after the files are written
     """
+    out = labels_path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    series = load_ct_series(_longest_series(folder).paths, site_timezone(config))
+    read = _read_for_outlines(source, config)
     toolkit = make_toolkit(config)
     try:
         limits = toolkit.settings.segmentation
-        segmentation = segment_with(toolkit.backend, series.volume, toolkit.networks, limits)
+        segmentation = segment_with(toolkit.backend, read.volume, toolkit.networks, limits)
     except NoVertebraError as refusal:
-        nothing = np.zeros(series.volume.hu.shape, np.uint8)
-        _write_segmentation(Segmentation(nothing, nothing, (), (), (Reason(refusal.code, refusal.text),)), series, out)
+        nothing = np.zeros(read.volume.hu.shape, np.uint8)
+        _write_segmentation(Segmentation(nothing, nothing, (), (), (Reason(refusal.code, refusal.text),)), read, out)
         raise
-    _write_segmentation(segmentation, series, out, toolkit.models)
+    return _write_segmentation(segmentation, read, out, toolkit.models)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outlined:
+    """A volume to outline, the UID of its series (None: a NIfTI file), and what would forbid a measurement in it."""
+
+    volume: CtVolume
+    series_instance_uid: str | None = None
+    flags: tuple[Reason, ...] = ()
+
+
+def _read_for_outlines(source: Path, config: Config) -> _Outlined:
+    if is_nifti(source):
+        return _Outlined(read_nifti(source))
+    series = load_ct_series(_outlined_series(source, config).paths, site_timezone(config), outlines_only=True)
+    return _Outlined(series.volume, series.header.series_instance_uid, series.flags)
+
+
+def _outlined_series(source: Path, config: Config) -> SeriesFiles:
+    """The series that would be measured; where none is suitable, the longest CT, and else the longest of all."""
+    found = find_series(source)
+    try:
+        return _suitable_series(found, config)
+    except UnusableSeriesError:
+        return next((one for one in found if one.header.get("Modality", "CT") == "CT"), found[0])
 
 
 def _write_segmentation(
-    segmentation: Segmentation, series: CtSeries, out: Path, models: tuple[ModelUsed, ...] = ()
-) -> None:
-    write_nifti(out, segmentation.labels, series.volume.affine)
-    write_nifti(body_path(out), segmentation.body, series.volume.affine)
-    write_json(segmentation_report(segmentation, models), out.parent / "segment.json")
+    segmentation: Segmentation, read: _Outlined, out: Path, models: tuple[ModelUsed, ...] = ()
+) -> Segmentation:
+    flagged = replace(segmentation, flags=(*segmentation.flags, *read.flags))
+    write_nifti(out, flagged.labels, read.volume.affine)
+    write_nifti(body_path(out), flagged.body, read.volume.affine)
+    series = {"series_instance_uid": read.series_instance_uid}
+    write_json(series | segmentation_report(flagged, models), out.parent / "segment.json")
+    return flagged
 
 
 def write_objects(objects: tuple[EncodedObject, ...], folder: Path) -> None:
@@ -156,4 +201,4 @@ def _suitable_series(found: tuple[SeriesFiles, ...], config: Config) -> SeriesFi
     if choice.series_instance_uid is None:
         said = "; ".join(why for _, why in choice.rejected)
         raise UnusableSeriesError("NO_SUITABLE_SERIES", f"{choice.reason}: {said}")
-    return next(s for s in found if s.header.SeriesInstanceUID == choice.series_instance_uid)
+    return next(s for s in found if str(s.header.get("SeriesInstanceUID", "")) == choice.series_instance_uid)

@@ -107,7 +107,7 @@ def choose_series(series: Sequence[tuple[Dataset, int]], rules: SeriesRules) -> 
     """
     suitable, rejected = [], []
     for ds, n_slices in series:
-        uid = str(ds.SeriesInstanceUID)
+        uid = str(ds.get("SeriesInstanceUID", ""))
         if why := _why_not(ds, n_slices, rules):
             rejected.append((uid, why))
         else:

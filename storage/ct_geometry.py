@@ -61,9 +61,7 @@ def _common_plane(datasets: Sequence[Dataset]) -> tuple[NDArray[np.float64], NDA
         sizes = {(int(ds.Rows), int(ds.Columns)) for ds in datasets}
         positions = np.array([[float(v) for v in ds.ImagePositionPatient] for ds in datasets])
     except (AttributeError, TypeError, ValueError) as error:
-        raise UnusableSeriesError(
-            "MIXED_GEOMETRY", f"a slice lacks position, orientation or pixel spacing: {error}"
-        ) from error
+        raise UnusableSeriesError("MIXED_GEOMETRY", _what_is_absent(datasets)) from error
     if orientations.shape[1:] != (6,) or not np.isfinite(orientations).all() or not np.isfinite(positions).all():
         raise UnusableSeriesError(
             "MIXED_GEOMETRY", "ImageOrientationPatient or ImagePositionPatient is not a finite vector"
@@ -87,6 +85,14 @@ def _common_plane(datasets: Sequence[Dataset]) -> tuple[NDArray[np.float64], NDA
         column / np.linalg.norm(column),
         (float(spacings_mm[0, 0]), float(spacings_mm[0, 1])),
     )
+
+
+def _what_is_absent(datasets: Sequence[Dataset]) -> str:
+    wanted = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+    counts = {keyword: sum(not ds.get(keyword) for ds in datasets) for keyword in wanted}
+    absent = ", ".join(f"{keyword} absent in {n}" for keyword, n in counts.items() if n)
+    found = absent or "position or spacing of wrong form in some"
+    return f"{found} of {len(datasets)} slices; without a place in the patient they make no volume"
 
 
 def _regular_spacing_mm(along_mm: NDArray[np.float64]) -> float:

@@ -18,8 +18,8 @@ def read_header(datasets: Sequence[Dataset], spacing_mm: float, site_timezone: t
     first = datasets[0]
     acquired = acquired_utc(first, site_timezone)
     return SeriesHeader(
-        series_instance_uid=str(first.SeriesInstanceUID),
-        study_instance_uid=str(first.StudyInstanceUID),
+        series_instance_uid=text(first, "SeriesInstanceUID") or "",
+        study_instance_uid=text(first, "StudyInstanceUID") or "",
         frame_of_reference_uid=text(first, "FrameOfReferenceUID"),
         acquired=acquired,
         manufacturer=text(first, "Manufacturer"),

@@ -1,4 +1,4 @@
-"""A folder of DICOM files, grouped into series by their headers; files that are no DICOM are passed over."""
+"""A folder of DICOM images, grouped into series by their headers; whatever is no DICOM image is passed over."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,29 +20,32 @@ class SeriesFiles:
 
 
 def find_series(folder: Path) -> tuple[SeriesFiles, ...]:
-    """Every series below a folder, the one with most slices first.
+    """Every series of images below a folder, or in one file; the one with most slices first.
 
     Raises
     ------
-    UnusableSeriesError : NO_SUITABLE_SERIES when there is no DICOM file
+    UnusableSeriesError : NO_SUITABLE_SERIES when there is no DICOM image
     """
     groups: dict[str, list[tuple[Path, Dataset]]] = {}
     for path, ds in _headers(folder):
         groups.setdefault(str(ds.get("SeriesInstanceUID", "")), []).append((path, ds))
     if not groups:
         raise UnusableSeriesError(
-            "NO_SUITABLE_SERIES", f"no DICOM file found in {folder}; a folder of CT images expected"
+            "NO_SUITABLE_SERIES", f"no DICOM image found in {folder}; a folder of CT images expected"
         )
     found = [_series(members) for members in groups.values()]
     return tuple(sorted(found, key=lambda series: -series.n_slices))
 
 
 def _headers(folder: Path) -> Iterator[tuple[Path, Dataset]]:
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    """Headers of the images: a DICOMDIR, a report or a plan has no Rows."""
+    for path in [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
-            yield path, dcmread(path, stop_before_pixels=True)
-        except InvalidDicomError:
+            ds = dcmread(path, stop_before_pixels=True)
+        except (InvalidDicomError, EOFError):
             continue
+        if "Rows" in ds:
+            yield path, ds
 
 
 def _series(members: list[tuple[Path, Dataset]]) -> SeriesFiles:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from typer.testing import CliRunner
 
 from analysis.results import Calibration
@@ -94,6 +94,7 @@ REFUSALS: dict[str, Change] = {
     "NOT_HU": setting(RescaleType="US"),
     "LOSSY": setting(LossyImageCompression="01"),
     "PIXELS_UNREADABLE": truncate,
+    "UID_MISSING": setting(SOPInstanceUID="1.2.3"),
     "DERIVED_IMAGE": setting(ImageType=["DERIVED", "SECONDARY", "MPR"]),
     "PROTOCOL_ENERGY": setting(ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "MONOENERGETIC"]),
     "PROTOCOL_KVP": setting(KVP="70"),
@@ -142,6 +143,13 @@ def test_a_study_without_axial_ct_has_no_suitable_series(phantom: Path, tmp_path
     assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"  # type: ignore[index]
 
 
+def test_a_folder_without_images_is_answered_too(tmp_path: Path) -> None:
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "ct" / "readme.txt").write_text("no image")
+    exit_code, report = analyse(tmp_path / "ct", [], tmp_path / "out")
+    assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"  # type: ignore[index]
+
+
 def test_without_a_phantom_scan_nothing_is_measured(tmp_path: Path) -> None:
     write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)))
     exit_code, report = analyse(tmp_path / "ct", [], tmp_path / "out")
@@ -154,6 +162,18 @@ def test_a_phantom_of_unknown_serial_calibrates_nothing(phantom: Path, tmp_path:
     answer = json.loads((tmp_path / "out" / "calibration.json").read_text())
     assert done.exit_code == 3 and not answer["accepted"]
     assert answer["reasons"][0]["code"] == "UNKNOWN_PHANTOM_SERIAL"
+
+
+def test_a_phantom_scan_without_uids_is_measured_but_gets_no_dicom_answer(tmp_path: Path) -> None:
+    write_phantom(PhantomOrder(tmp_path / "ct", slices=16, acquired=ACQUIRED), Config())
+    for path in (tmp_path / "ct").iterdir():
+        ds = dcmread(path)
+        del ds.SOPInstanceUID, ds.SeriesInstanceUID
+        ds.save_as(path)
+    done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "ct"), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0 and "UID_MISSING" in done.output
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text())["accepted"]
+    assert not (tmp_path / "out" / "dicom").exists()
 
 
 def test_a_patient_labelled_as_phantom_is_no_phantom(tmp_path: Path) -> None:

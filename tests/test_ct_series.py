@@ -1,5 +1,6 @@
 """Reading a CT series: order by position, HU by each slice's own rescale, refusals with a code and words."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,59 @@ def test_a_series_without_rescale_is_not_in_hu(tmp_path: Path) -> None:
     with pytest.raises(UnusableSeriesError) as refusal:
         load_ct_series(paths)
     assert refusal.value.code == "NOT_HU"
+
+
+UNMEASURABLE: dict[str, Callable[[int, Dataset], None]] = {
+    "NOT_HU": lambda i, ds: setattr(ds, "RescaleType", "US"),
+    "LOSSY": lambda i, ds: setattr(ds, "LossyImageCompression", "01"),
+}
+
+
+@pytest.mark.parametrize("code", UNMEASURABLE)
+def test_what_only_forbids_a_density_is_a_flag_where_outlines_are_wanted(code: str, tmp_path: Path) -> None:
+    """SimpleITK and GDCM write RescaleType US into every CT."""
+    paths = write_ct(tmp_path, change=UNMEASURABLE[code])
+    series = load_ct_series(paths, outlines_only=True)
+    assert np.array_equal(series.volume.hu, ramp_volume().hu)
+    assert [flag.code for flag in series.flags] == [code]
+    with pytest.raises(UnusableSeriesError) as refusal:
+        load_ct_series(paths)
+    assert refusal.value.code == code
+
+
+def one_sop_instance_uid(index: int, ds: Dataset) -> None:
+    ds.SOPInstanceUID = "1.2.3"
+
+
+UNNAMED: dict[str, Callable[[int, Dataset], None]] = {
+    "series": lambda i, ds: delattr(ds, "SeriesInstanceUID"),
+    "study": lambda i, ds: delattr(ds, "StudyInstanceUID"),
+    "instance": lambda i, ds: delattr(ds, "SOPInstanceUID"),
+    "one for all instances": one_sop_instance_uid,
+}
+
+
+@pytest.mark.parametrize("absent", UNNAMED)
+def test_images_without_uids_of_their_own_are_read_and_flagged(absent: str, tmp_path: Path) -> None:
+    """Anonymising removes UIDs, and simple converters give every slice the same one."""
+    series = load_ct_series(write_ct(tmp_path, change=UNNAMED[absent]))
+    assert np.array_equal(series.volume.hu, ramp_volume().hu)
+    assert [flag.code for flag in series.flags] == ["UID_MISSING"]
+
+
+def test_a_scout_filed_under_the_series_is_no_slice_of_it(tmp_path: Path) -> None:
+    def scout(index: int, ds: Dataset) -> None:
+        if index == 0:
+            ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+            ds.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    assert np.array_equal(load_ct_series(write_ct(tmp_path, change=scout)).volume.hu, ramp_volume().hu[1:])
+
+
+def test_a_refusal_names_the_attribute_that_gives_no_place(tmp_path: Path) -> None:
+    paths = write_ct(tmp_path, change=lambda i, ds: delattr(ds, "ImageOrientationPatient") if i else None)
+    with pytest.raises(UnusableSeriesError, match="ImageOrientationPatient absent in 5 of 6 slices"):
+        load_ct_series(paths)
 
 
 def test_the_header_knows_when_and_how_the_scan_was_made(tmp_path: Path) -> None:
