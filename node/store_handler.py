@@ -115,7 +115,7 @@ class StoreHandler:
         except OSError as exc:  # TimeoutError is one
             return _disk_refusal(exc)
         except SQLAlchemyError as exc:
-            LOGGER.error("database refused an arrival: %s", str(exc)[:300])
+            LOGGER.error("database refused an arrival: %s", str(exc).splitlines()[0][:300])
             return Refusal(OUT_OF_RESOURCES, "database refused; try again")
 
     def _keep(self, incoming: IncomingFile, header: InstanceHeader, sender: Sender) -> Refusal | None:

@@ -12,9 +12,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from storage.arrival import Arrival
 from storage.database import SessionFactory
@@ -26,8 +27,10 @@ from storage.recording import ArrivalOutcome, KnownRows, record_arrivals
 LOGGER = logging.getLogger(__name__)
 MAX_GROUP = 64  # arrivals per transaction
 MAX_KNOWN_ROWS = 50_000  # keys remembered, about 10 MB
+RETRY_NOTES_S = 5.0
 WRITE_DEADLINE_S = 120.0  # longer than the database's busy timeout; then the sender is told to try again
 
+T = TypeVar("T")
 _Work = tuple[Arrival, "Future[ArrivalOutcome]"] | Callable[[Connection], None]
 
 
@@ -46,6 +49,7 @@ class ArrivalWriter:
         self._connection: Connection | None = None  # kept open: taking one from the pool costs as much as a row
         self._inbox = inbox
         self._known = KnownRows()
+        self._owed: list[Callable[[Connection], None]] = []  # notes that the database refused so far, in order
         self._queue: queue.SimpleQueue[_Work | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="arrival-writer", daemon=True)
 
@@ -92,7 +96,10 @@ class ArrivalWriter:
         Waiting for more was measured: it costs more in latency than larger groups save.
         """
         group: list[_Work] = []
-        work: _Work | _Stop = self._queue.get()
+        try:
+            work: _Work | _Stop = self._queue.get(timeout=RETRY_NOTES_S if self._owed else None)
+        except queue.Empty:
+            return [], False
         while True:
             if isinstance(work, _Stop):
                 return group, True
@@ -127,12 +134,25 @@ class ArrivalWriter:
 
     def _commit(self, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:
         self._inbox.sync_folders(arrival.path for arrival in arrivals)
-        with self._transaction() as connection:
-            outcomes = record_arrivals(connection, arrivals, self._known)
-            for arrival, outcome in zip(arrivals, outcomes, strict=True):
-                if outcome is ArrivalOutcome.CONFLICT:
-                    self._put_aside(connection, arrival)
+        return self._in_transaction(lambda connection: self._record(connection, arrivals))
+
+    def _record(self, connection: Connection, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:
+        outcomes = record_arrivals(connection, arrivals, self._known)
+        for arrival, outcome in zip(arrivals, outcomes, strict=True):
+            if outcome is ArrivalOutcome.CONFLICT:
+                self._put_aside(connection, arrival)
         return outcomes
+
+    def _in_transaction(self, work: Callable[[Connection], T]) -> T:
+        """Do it again on a new connection where a server has closed the kept one: doing any of it twice is harmless."""
+        try:
+            with self._transaction() as connection:
+                return work(connection)
+        except DBAPIError as exc:
+            if not exc.connection_invalidated:
+                raise
+        with self._transaction() as connection:
+            return work(connection)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -169,9 +189,11 @@ class ArrivalWriter:
         )  # fmt: skip
 
     def _commit_notes(self, notes: Sequence[Callable[[Connection], None]]) -> None:
-        for note in notes:
-            try:
-                with self._transaction() as connection:
-                    note(connection)
-            except SQLAlchemyError as exc:
-                LOGGER.error("end of an association not noted: %s", exc)
+        """A note that the database refuses is kept: a study must not wait for an association that has ended."""
+        self._owed += notes
+        try:
+            while self._owed:
+                self._in_transaction(self._owed[0])
+                del self._owed[0]
+        except SQLAlchemyError as exc:
+            LOGGER.error("end of an association not noted yet: %s", str(exc).splitlines()[0])

@@ -1,7 +1,8 @@
 """Engine, sessions and the declarative base: SQLite in WAL mode by default, PostgreSQL by URL.
 
-One convention: every change is one short transaction, `with sessions.begin() as session:`. On SQLite a transaction
-takes the write lock when it begins (BEGIN IMMEDIATE), so that two writers wait for each other instead of failing.
+One convention: every change is one short transaction, `with sessions.begin() as session:`. A transaction takes the
+database's one write lock when it begins (SQLite: BEGIN IMMEDIATE; PostgreSQL: an advisory lock), so that what it reads
+stays true until it commits, and two writers wait for each other instead of failing.
 Times are stored as UTC and come back timezone-aware. `storage.schema.open_database` opens a database.
 """
 
@@ -20,6 +21,16 @@ from analysis.errors import DatabaseError
 
 BUSY_TIMEOUT_MS = 30_000  # how long a writer waits for another one before it gives up
 POOL_SIZE = 20  # more than the associations that write at once
+POSTGRESQL_LOCK = 0x514354  # any number that no other program in the same database uses
+# libpq's own defaults wait for minutes or hours on a server that is gone; what stands in the URL goes before these
+POSTGRESQL_SETTINGS: dict[str, str | int] = {
+    "connect_timeout": 10,  # s
+    "tcp_user_timeout": 30_000,  # ms without an answer to what was sent
+    "keepalives_idle": 30,  # s without traffic
+    "application_name": "qct-node",
+    "client_encoding": "utf8",  # else the server's own; of SQL_ASCII the driver makes bytes, not text
+    "options": f"-c lock_timeout={BUSY_TIMEOUT_MS} -c idle_in_transaction_session_timeout=60000",  # ms
+}
 
 SessionFactory = sessionmaker[Session]
 
@@ -52,7 +63,9 @@ def make_engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
         sqlite = parsed.get_backend_name() == "sqlite"
-        engine = create_engine(parsed, pool_pre_ping=not sqlite, **_pool(sqlite, parsed.database))
+        settings = {} if sqlite else {k: v for k, v in POSTGRESQL_SETTINGS.items() if k not in parsed.query}
+        pool = _pool(sqlite, parsed.database)
+        engine = create_engine(parsed, pool_pre_ping=not sqlite, connect_args=settings, **pool)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise DatabaseError(
             f"storage.database_url: {error}; expected sqlite:///PATH or postgresql+psycopg://..."
@@ -60,6 +73,8 @@ def make_engine(url: str) -> Engine:
     if sqlite:
         event.listen(engine, "connect", _set_pragmas)
         event.listen(engine, "begin", _begin_immediate)
+    else:
+        event.listen(engine, "begin", _take_advisory_lock)
     return engine
 
 
@@ -71,8 +86,14 @@ def close_database(sessions: SessionFactory) -> None:
 
 
 def check_sound(connection: Connection) -> None:
-    """Refuse a damaged SQLite file at start, with one line that says how to restore it."""
+    """Refuse a damaged SQLite file, or a PostgreSQL database that cannot hold any text, with one line."""
     if connection.dialect.name != "sqlite":
+        encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+        if encoding != "UTF8":
+            raise DatabaseError(
+                f"database {describe(connection.engine)} has encoding {encoding}, expected UTF8: make it with "
+                "createdb --encoding=UTF8 --template=template0"
+            )
         return
     verdict = connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
     if verdict != "ok":
@@ -111,6 +132,11 @@ def _set_pragmas(connection: DBAPIConnection, _record: object) -> None:
 
 def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _take_advisory_lock(connection: Connection) -> None:
+    """Given back by the server when the transaction, or the connection, ends."""
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRESQL_LOCK})")
 
 
 def sqlite_url(path: Path) -> str:

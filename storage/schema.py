@@ -47,13 +47,13 @@ def open_database(url: str, *, upgrade: bool = True) -> SessionFactory:
         with engine.connect() as connection:
             check_sound(connection)
         upgrade_schema(engine, upgrade=upgrade)
-    except OperationalError as error:
-        raise DatabaseError(
-            f"database {describe(engine)} cannot be opened: {error.orig}; check the path, "
-            "its permissions and the disk, or the server"
-        ) from error
     except DBAPIError as error:
-        raise DatabaseError(damaged_text(engine, str(error.orig))) from error
+        if engine.dialect.name == "sqlite" and not isinstance(error, OperationalError):
+            raise DatabaseError(damaged_text(engine, str(error.orig))) from error
+        raise DatabaseError(
+            f"database {describe(engine)} cannot be opened: {' '.join(str(error.orig).split())}; check the path, "
+            "its permissions and the disk, or the server and the account's rights there"
+        ) from error
     return sessionmaker(engine, expire_on_commit=False)
 
 

@@ -44,10 +44,11 @@ def running_node(
     settings: ReceiverSettings = SETTINGS,
     limits: DiskLimits = NO_DISK_LIMITS,
     extras: Extras | None = None,
+    database_url: str = "",
 ) -> Iterator[RunningNode]:
     """A receiver on loopback that stores below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    sessions = open_database(sqlite_url(folder / "node.sqlite"))
+    sessions = open_database(database_url or sqlite_url(folder / "node.sqlite"))
     inbox = Inbox(folder / "inbox", limits)
     receiver = Receiver(ListenAddress(AE_TITLE, "127.0.0.1", 0), settings, sessions, inbox, extras)
     receiver.start()

@@ -1,10 +1,8 @@
 """The store of calibrations: what is kept, what supersedes what, holds, amendments, declarations, the registry."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy.orm import Session
@@ -16,18 +14,10 @@ from analysis.results import Reason, RodSpec
 from storage import calibrations as store
 from storage.calibration_tables import CalibrationGateRow, CalibrationRodRow, CalibrationRow
 from storage.phantom_registry import failed_scans, phantom_for, register_phantom, save_failed_scan
-from storage.schema import open_database
 from storage.study_results import StudyOutcome, current_result, save_outcome
 from tests.phantom_builders import MODEL_3, MONDAY, SIGMA_REF, calibration, header, quiet_weeks
 
 NOW = MONDAY + timedelta(weeks=60)
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    sessions = open_database(f"sqlite:///{tmp_path / 'node.sqlite'}")
-    with sessions.begin() as session:
-        yield session
 
 
 def reported(session: Session, study: str, calibration_id: str, age_days: float = 3.0, bmd: float = 100.0) -> None:

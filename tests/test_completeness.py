@@ -1,9 +1,7 @@
 """When a study is due: every rule on real rows, with `now` given, so that no test waits."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +11,6 @@ from sqlalchemy.orm import Session
 
 from storage.arrival import Arrival, Sender
 from storage.completeness import CompletenessRules, DueStudy, due_studies, find_gaps, waiting
-from storage.database import SessionFactory, close_database, sqlite_url
 from storage.instance_header import InstanceHeader
 from storage.instances import (
     ArrivalOutcome,
@@ -24,7 +21,6 @@ from storage.instances import (
     take_study,
 )
 from storage.received_tables import AssociationEnding
-from storage.schema import open_database
 from storage.steady_clock import SteadyClock
 
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -63,19 +59,6 @@ def arrival(index: int, seconds: float, by: Sender | None = None, **changes: obj
     header = replace(header, **changes)  # type: ignore[arg-type]
     digest = f"{header.sop_instance_uid:0<64}"
     return Arrival(header, ExplicitVRLittleEndian, digest, f"studies/a/{index}.dcm", 1000, by or sender(), at(seconds))
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[SessionFactory]:
-    found = open_database(sqlite_url(tmp_path / "node.sqlite"))
-    yield found
-    close_database(found)
-
-
-@pytest.fixture
-def session(sessions: SessionFactory) -> Iterator[Session]:
-    with sessions.begin() as found:
-        yield found
 
 
 def receive(

@@ -1,11 +1,7 @@
 """The job table as a queue: leases, exactly one retry, dead letters, versions."""
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
-
-import pytest
 
 from storage.database import SessionFactory
 from storage.jobs import (
@@ -26,16 +22,10 @@ from storage.jobs import (
     take_job,
     worker_died,
 )
-from tests.database_builders import NOW, database
+from tests.database_builders import NOW
 
 RULES = RetryRules(worker_retries=1, orphan_retries=2)
 LATER = NOW + timedelta(seconds=61)
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[SessionFactory]:
-    with database(tmp_path) as found:
-        yield found
 
 
 def add(sessions: SessionFactory, *studies: str, version: int = 1) -> None:
@@ -102,6 +92,30 @@ def test_many_takers_at_once_never_take_one_job_twice(sessions: SessionFactory) 
     for thread in threads:
         thread.join()
     assert len(taken) == 12 and len(set(taken)) == 12
+
+
+def test_takers_at_once_never_get_two_versions_of_one_study(sessions: SessionFactory) -> None:
+    """Both versions wait after the node died under the first: whoever is first gets one, everybody else nothing."""
+    for number in range(10):
+        study = f"1.{number}"
+        add(sessions, study)
+        take(sessions, "dead node")
+        add(sessions, study, version=2)
+        with sessions.begin() as session:
+            reclaim_orphans(session, RULES, NOW, owner="dead node")
+        start, taken = threading.Barrier(4), []
+
+        def work(owner: str, start: threading.Barrier = start, taken: list[Job] = taken) -> None:
+            start.wait()
+            if (job := take(sessions, owner)) is not None:
+                taken.append(job)
+
+        threads = [threading.Thread(target=work, args=(f"node{n}",)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(taken) == 1, taken
 
 
 def test_a_lease_that_is_renewed_is_not_reclaimed(sessions: SessionFactory) -> None:

@@ -1,10 +1,6 @@
 """Outbox and ledger: one row per object and destination, forms in reserve, one current result per study."""
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
-
-import pytest
 
 from analysis.results import Reason
 from storage.database import SessionFactory
@@ -34,7 +30,7 @@ from storage.study_results import (
     results_of_study,
     results_using,
 )
-from tests.database_builders import NOW, SEG, SR, SR_3D, database, outcome, report, stored
+from tests.database_builders import NOW, SEG, SR, SR_3D, outcome, report, stored
 
 PACS = Wanted("pacs", frozenset({"segmentation", "measurements"}), (SEG, SR_3D, SR))
 ARCHIVE = Wanted("archive", frozenset({"segmentation"}), (SEG,))
@@ -44,12 +40,6 @@ OBJECTS = (
     stored("measurements", SR_3D, "1.2"),
     stored("pdf", "1.2.840.10008.5.1.4.1.1.104.1", "1.4"),
 )
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[SessionFactory]:
-    with database(tmp_path) as found:
-        yield found
 
 
 def due(sessions: SessionFactory, destination: str = "pacs", now=NOW) -> list[OutboxItem]:

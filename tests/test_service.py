@@ -28,7 +28,7 @@ node: {{port: {port}, bind_address: 127.0.0.1}}
 receiving:
   peers:
     - {{ae_title: "*", addresses: [127.0.0.0/8]}}
-storage: {{folder: "{folder}"}}
+storage: {{folder: "{folder}", database_url: "{database_url}"}}
 disk: {{refuse_below_free_bytes: 0, refuse_above_used_fraction: 1.0, stop_below_free_bytes: 0}}
 completeness: {{quiet_s: 0.5, quiet_with_gap_s: 0.5}}
 jobs: {{stop_grace_s: {grace_s}}}
@@ -61,17 +61,20 @@ class Node:
         return (self.folder / "log").read_text()
 
 
-def write_config(folder: Path, pacs_port: int, grace_s: float = 20.0) -> tuple[Path, int]:
+def write_config(
+    folder: Path, pacs_port: int, grace_s: float = 20.0, database_url: str = ""
+) -> tuple[Path, int]:
     port = free_port()
     path = folder / "config.yaml"
-    path.write_text(CONFIG.format(port=port, folder=folder / "data", pacs_port=pacs_port, grace_s=grace_s))
+    values = {"port": port, "folder": folder / "data", "pacs_port": pacs_port, "grace_s": grace_s}
+    path.write_text(CONFIG.format(**values, database_url=database_url))
     return path, port
 
 
 @contextmanager
-def node(folder: Path, pacs_port: int, grace_s: float = 20.0) -> Iterator[Node]:
+def node(folder: Path, pacs_port: int, grace_s: float = 20.0, database_url: str = "") -> Iterator[Node]:
     """Started as systemd starts it; READY must come over the socket."""
-    config, port = write_config(folder, pacs_port, grace_s)
+    config, port = write_config(folder, pacs_port, grace_s, database_url)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, (folder / "log").open("w") as log:
         manager.bind(str(folder / f"notify-{port}"))
         manager.settimeout(120)
@@ -152,15 +155,17 @@ def test_sigterm_puts_a_running_analysis_back_and_the_next_start_finishes_it(tmp
             wait_for(lambda: len(pacs.stored) == 1, 60)
 
 
-def test_kill_9_in_the_middle_of_an_analysis_gives_one_result_after_the_next_start(tmp_path: Path) -> None:
+def test_kill_9_in_the_middle_of_an_analysis_gives_one_result_after_the_next_start(
+    tmp_path: Path, database_url: str
+) -> None:
     write_ct(tmp_path / "ct", change=slow(2))
     with fake_pacs() as pacs:
-        with node(tmp_path, pacs.port) as running:
+        with node(tmp_path, pacs.port, database_url=database_url) as running:
             running.send(tmp_path / "ct")
             wait_for(lambda: "analysis started" in running.log(), 60)
             running.process.kill()
             running.process.wait()
-        with node(tmp_path, pacs.port) as running:
+        with node(tmp_path, pacs.port, database_url=database_url) as running:
             wait_for(lambda: len(pacs.stored) == 1, 60)
             time.sleep(1.0)
             assert len(pacs.stored) == 1
