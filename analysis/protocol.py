@@ -9,6 +9,7 @@ or, where nothing can be said without it, refused.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from analysis.kernels import is_sharp_kernel
 from analysis.refusals import reason
 from analysis.results import ProtocolFinding, SeriesHeader, Severity
 
@@ -30,23 +31,8 @@ class ProtocolReference:
     tolerated_thickness_mm: float = 3.0
     max_slice_thickness_mm: float = 3.0
     max_overlap_or_gap_fraction: float = 0.2
-    refused_kernels: tuple[str, ...] = (
-        "BONE",
-        "BONEPLUS",
-        "LUNG",
-        "EDGE",
-        "ULTRA",
-        "CHST",
-        "DETAIL",
-        "SHARP",
-        "YA",
-        "YB",
-        "YC",
-        "YD",
-        "FC30",
-        "FC80",
-    )
-    refused_kernel_numbers: tuple[int, int] = (50, 99)  # Siemens B50..B80, Br50.., Hr60..: sharp by their number
+    refused_kernels: tuple[str, ...] = ()  # beside those that analysis.kernels knows as sharp
+    allowed_kernels: tuple[str, ...] = ()  # these are body kernels, whatever their name says
     max_tilt_deg: float = 0.5
     contrast: str = "refuse"
     derived_image_words: tuple[str, ...] = (
@@ -153,26 +139,9 @@ def _check_kernel(header: SeriesHeader, reference: ProtocolReference) -> Protoco
     expected = "a body (soft tissue) kernel"
     if not header.convolution_kernel:
         return _refused("kernel", "absent", expected, "PROTOCOL_KERNEL")
-    if is_sharp_kernel(header.convolution_kernel, reference):
+    if is_sharp_kernel(header.convolution_kernel, reference.refused_kernels, reference.allowed_kernels):
         return _refused("kernel", header.convolution_kernel, expected, "PROTOCOL_KERNEL")
     return _as_protocol("kernel", header.convolution_kernel, expected)
-
-
-def is_sharp_kernel(kernel: str, reference: ProtocolReference) -> bool:
-    """Whether the kernel is a bone, lung or edge-enhancing one, by its name or by the vendor's sharpness number."""
-    words = kernel.upper().replace("\\", " ").replace("_", " ").split()
-    if any(word in reference.refused_kernels for word in words):
-        return True
-    low, high = reference.refused_kernel_numbers
-    return any(low <= number <= high for number in (_sharpness(word) for word in words))
-
-
-def _sharpness(word: str) -> int:
-    """The number in Siemens names such as B60f, Br40d or Hr64; 0 in any other name."""
-    letters = word.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    prefix = letters.rstrip("0123456789")
-    number = letters[len(prefix) :]
-    return int(number) if prefix in {"B", "BR", "BL", "BV", "HR", "H", "I", "U", "UR", "QR"} and len(number) == 2 else 0
 
 
 def _check_tilt(header: SeriesHeader, reference: ProtocolReference) -> ProtocolFinding:

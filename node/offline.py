@@ -197,7 +197,7 @@ def _suitable_series(found: tuple[SeriesFiles, ...], config: Config) -> SeriesFi
     """The series to analyse; a folder with one series is taken as it is, the checks judge it."""
     if len(found) == 1:
         return found[0]
-    choice = choose_series([(series.header, series.n_slices) for series in found], config.series)
+    choice = choose_series([(series.header, series.n_slices) for series in found], config.series, config.protocol)
     if choice.series_instance_uid is None:
         said = "; ".join(why for _, why in choice.rejected)
         raise UnusableSeriesError("NO_SUITABLE_SERIES", f"{choice.reason}: {said}")

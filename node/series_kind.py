@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
+from analysis.kernels import is_sharp_kernel
+from analysis.protocol import ProtocolReference
 from storage.ct_header import number, text, values
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
@@ -21,9 +23,6 @@ UNSUITABLE_IMAGE_TYPES = (
     "MONOENERGETIC", "MONOCHROMATIC", "VIRTUAL", "IODINE", "VNC", "CSA MPR", "REFORMATTED", "POSDISP", "3D",
     "SECONDARY",
 )  # fmt: skip
-SHARP_KERNEL = re.compile(
-    r"bone|edge|lung|sharp|detail|b[r]?[6-9]\d|bl\d\d|[fhl]c[5-9]\d|^y[c-e]|^[d-e]$", re.IGNORECASE
-)
 
 
 class SeriesKind(StrEnum):
@@ -100,7 +99,9 @@ def unsuitable_image_type(ds: Dataset) -> str | None:
     return None
 
 
-def choose_series(series: Sequence[tuple[Dataset, int]], rules: SeriesRules) -> SeriesChoice:
+def choose_series(
+    series: Sequence[tuple[Dataset, int]], rules: SeriesRules, protocol: ProtocolReference
+) -> SeriesChoice:
     """The series of a patient study to analyse, from one header and the number of slices of each.
 
     Unenhanced before enhanced, body kernel before sharp, then the thickness closest to the protocol, then most slices.
@@ -111,7 +112,7 @@ def choose_series(series: Sequence[tuple[Dataset, int]], rules: SeriesRules) -> 
         if why := _why_not(ds, n_slices, rules):
             rejected.append((uid, why))
         else:
-            suitable.append((_rank(ds, n_slices, rules), uid))
+            suitable.append((_rank(ds, n_slices, rules, protocol), uid))
     if not suitable:
         return SeriesChoice(None, "no series of the study holds original axial CT slices", tuple(rejected))
     suitable.sort()
@@ -130,9 +131,12 @@ def _why_not(ds: Dataset, n_slices: int, rules: SeriesRules) -> str | None:
     return None
 
 
-def _rank(ds: Dataset, n_slices: int, rules: SeriesRules) -> "tuple[bool, bool, float, int]":
+def _rank(
+    ds: Dataset, n_slices: int, rules: SeriesRules, protocol: ProtocolReference
+) -> "tuple[bool, bool, float, int]":
     enhanced = text(ds, "ContrastBolusAgent") is not None
-    sharp = bool(SHARP_KERNEL.search(text(ds, "ConvolutionKernel") or ""))
+    kernel = "\\".join(str(value) for value in values(ds, "ConvolutionKernel"))
+    sharp = is_sharp_kernel(kernel, protocol.refused_kernels, protocol.allowed_kernels)
     thickness_mm = number(ds, "SliceThickness")
     distance_mm = abs((thickness_mm if thickness_mm is not None else 99.0) - rules.preferred_slice_thickness_mm)
     return enhanced, sharp, round(distance_mm, 2), -n_slices

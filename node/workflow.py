@@ -145,7 +145,7 @@ def _chart(verdict: Calibration, context: Context) -> bytes:
 
 def _process_patient(task: AnalysisTask, series: Sequence[JudgedSeries], context: Context) -> StudyOutcome:
     config = context.config
-    choice = choose_series([(one.header, _n_slices(one)) for one in series], config.series)
+    choice = choose_series([(one.header, _n_slices(one)) for one in series], config.series, config.protocol)
     if choice.series_instance_uid is None:
         said = "; ".join(why for _, why in choice.rejected)
         refusal = Reason("NO_SUITABLE_SERIES", f"{choice.reason}: {said}")

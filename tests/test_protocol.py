@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from analysis.protocol import ProtocolReference, check_protocol, is_sharp_kernel
+from analysis.protocol import ProtocolReference, check_protocol
 from analysis.refusals import REASONS
 from analysis.results import ProtocolFinding, SeriesHeader, Severity
 
@@ -92,11 +92,7 @@ def test_contrast_may_be_configured_to_a_warning() -> None:
     assert found.severity is Severity.TOLERATED
 
 
-@pytest.mark.parametrize("kernel", ["BONE", "LUNG", "B60f", "B70s", "Br64d\\3", "Hr60f", "FC30", "YB", "I70f\\2"])
-def test_bone_and_lung_kernels_of_the_vendors_are_sharp(kernel: str) -> None:
-    assert is_sharp_kernel(kernel, REFERENCE)
-
-
-@pytest.mark.parametrize("kernel", ["STANDARD", "SOFT", "B30f", "B40s", "Br40d\\3", "Qr40", "B", "C", "FC08", "UB"])
-def test_body_kernels_of_the_vendors_are_not_sharp(kernel: str) -> None:
-    assert not is_sharp_kernel(kernel, REFERENCE)
+def test_a_kernel_that_the_site_vouches_for_is_as_protocol_and_one_it_refuses_is_refused() -> None:
+    allowing = replace(REFERENCE, allowed_kernels=("BONE",), refused_kernels=("STANDARD",))
+    assert finding("kernel", allowing, convolution_kernel="BONE").severity is Severity.AS_PROTOCOL
+    assert finding("kernel", allowing, convolution_kernel="STANDARD").severity is Severity.REFUSED

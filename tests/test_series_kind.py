@@ -3,6 +3,7 @@
 import pytest
 from pydicom import Dataset
 
+from analysis.protocol import ProtocolReference
 from node.series_kind import SeriesKind, SeriesRules, choose_series, judge_series
 
 RULES = SeriesRules()
@@ -50,15 +51,17 @@ def test_the_unenhanced_thin_body_series_is_chosen_and_each_other_one_has_a_reas
         (header(SeriesInstanceUID="1.3"), 240),
         (header(SeriesInstanceUID="1.4", ContrastBolusAgent="IV"), 240),
         (header(SeriesInstanceUID="1.5", ConvolutionKernel="BONEPLUS"), 240),
+        (header(SeriesInstanceUID="1.8", ConvolutionKernel=["I70f", "3"]), 240),
         (header(SeriesInstanceUID="1.6"), 4),
     ]
-    choice = choose_series(series, RULES)
+    choice = choose_series(series, RULES, ProtocolReference())
     assert choice.series_instance_uid == "1.3"
     reasons = dict(choice.rejected)
-    assert set(reasons) == {"1.1", "1.2", "1.4", "1.5", "1.6"}
+    assert set(reasons) == {"1.1", "1.2", "1.4", "1.5", "1.6", "1.8"}
     assert "LOCALIZER" in reasons["1.1"] and "enhanced" in reasons["1.4"] and "sharp" in reasons["1.5"]
+    assert "sharp" in reasons["1.8"], "the kernel's name is the first of two values"
     assert "4 slices" in reasons["1.6"]
 
 
 def test_a_study_without_axial_ct_has_no_choice() -> None:
-    assert choose_series([(header(Modality="MR"), 30)], RULES).series_instance_uid is None
+    assert choose_series([(header(Modality="MR"), 30)], RULES, ProtocolReference()).series_instance_uid is None
