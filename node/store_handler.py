@@ -121,6 +121,7 @@ class StoreHandler:
     def _keep(self, incoming: IncomingFile, header: InstanceHeader, sender: Sender) -> Refusal | None:
         path = self._inbox.relative_path(header.study_instance_uid, header.sop_instance_uid, incoming.digest)
         self._inbox.place(incoming, path)
+        self._inbox.sync_folder_of(path)
         arrival = Arrival(
             header=header,
             transfer_syntax_uid=incoming.names.transfer_syntax_uid,

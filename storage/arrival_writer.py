@@ -1,7 +1,8 @@
-"""One writer for all arrivals: folders synced and rows committed in groups, so that durability costs little under load.
+"""One writer for all arrivals: rows committed in groups, so that durability costs little under load.
 
-`write` returns only when the instance's name is durable and its row is committed. One thread, one queue: what is put in
-first is committed first, so the end of an association stands in the database after its last instance.
+`write` returns only when the instance's row is committed; file and name are durable before it is called. One thread,
+one queue: what is put in first is committed first, so the end of an association stands in the database after its last
+instance.
 """
 
 import logging
@@ -66,7 +67,7 @@ class ArrivalWriter:
         return self._thread.is_alive()
 
     def write(self, arrival: Arrival) -> ArrivalOutcome:
-        """Make a placed file's name durable and commit its row.
+        """Commit the row of an instance whose file and name are durable.
 
         Raises
         ------
@@ -133,7 +134,6 @@ class ArrivalWriter:
             self._commit_arrivals([pair])
 
     def _commit(self, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:
-        self._inbox.sync_folders(arrival.path for arrival in arrivals)
         return self._in_transaction(lambda connection: self._record(connection, arrivals))
 
     def _record(self, connection: Connection, arrivals: Sequence[Arrival]) -> tuple[ArrivalOutcome, ...]:

@@ -7,7 +7,7 @@ Layout below the root, all on one file system:
     quarantine/  second, different copies of an instance that is already kept, for the operator
 
 An instance is durable after `IncomingFile.finish` (fsync of the file), `Inbox.place` (rename) and
-`Inbox.sync_folders` (fsync of the folders); the database row follows, and only then Success is answered.
+`Inbox.sync_folder_of` (fsync of its folder); the database row follows, and only then Success is answered.
 """
 
 import hashlib
@@ -165,10 +165,9 @@ class Inbox:
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
                 sync_folder(self.studies)
 
-    def sync_folders(self, relative_paths: Iterable[str]) -> None:
-        """Make renames durable: one fsync for each folder that holds one of the paths."""
-        for folder in {path.rpartition("/")[0] for path in relative_paths}:
-            sync_folder(f"{self.root}/{folder}")
+    def sync_folder_of(self, relative_path: str) -> None:
+        """Make a rename durable. Several at once share a commit of the file system's journal."""
+        sync_folder(f"{self.root}/{relative_path.rpartition('/')[0]}")
 
     def quarantine(self, path: Path, sop_instance_uid: str) -> Path:
         """Move a file aside for the operator; never overwrites an earlier one."""
@@ -176,6 +175,10 @@ class Inbox:
         path.rename(target)
         sync_folder(self.quarantined)
         return target
+
+    def remove_quarantined(self, relative_path: str) -> None:
+        """Remove one file that was put aside; its folder stays."""
+        (self.root / relative_path).unlink(missing_ok=True)
 
     def sweep_incoming(self) -> int:
         """Remove what a crash left half received (never acknowledged); returns how many files."""
@@ -209,8 +212,13 @@ class Inbox:
         with self._disk_lock:
             now = time.monotonic()
             if self._disk is None or now - self._disk[0] > DISK_STATE_LIFE_S:
-                self._disk = (now, judge_disk(*shutil.disk_usage(self.root), self.limits))
+                self._disk = (now, disk_state_of(self.root, self.limits))
             return self._disk[1]
+
+
+def disk_state_of(folder: Path, limits: DiskLimits) -> DiskState:
+    """Ask the file system that holds the folder."""
+    return judge_disk(*shutil.disk_usage(folder), limits)
 
 
 def judge_disk(total_bytes: int, used_bytes: int, free_bytes: int, limits: DiskLimits) -> DiskState:

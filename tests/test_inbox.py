@@ -118,7 +118,7 @@ def test_the_folder_is_synced_after_the_rename(tmp_path: Path, monkeypatch: pyte
     incoming = received(inbox, b"x")
     path = inbox.relative_path("1.2", "1.2.3", incoming.digest)
     inbox.place(incoming, path)
-    inbox.sync_folders([path])
+    inbox.sync_folder_of(path)
     assert synced == [str(incoming.path), str(inbox.studies), str((inbox.root / path).parent)]
 
 
