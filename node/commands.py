@@ -142,8 +142,11 @@ def segment(
 
 
 @app.command()
-def status(config: ConfigOption = None, json_output: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show what was received, why it waits, what was reported and sent, and the state of every calibration."""
+def status(
+    config: ConfigOption = None,
+    json_output: Annotated[bool, typer.Option("--json", help="for a monitoring system; no patient data")] = False,
+) -> None:
+    """Show what needs attention, what was received, why it waits, what was reported and sent, and each calibration."""
     with exit_codes():
         from node.status import show_status
 
@@ -152,10 +155,10 @@ def status(config: ConfigOption = None, json_output: Annotated[bool, typer.Optio
 
 @app.command()
 def requeue(
-    what: Annotated[str, typer.Argument(help="a StudyInstanceUID, a job number, or 'outbox' for undelivered objects")],
+    what: Annotated[str, typer.Argument(help="a StudyInstanceUID, or 'outbox' for undelivered objects")],
     config: ConfigOption = None,
 ) -> None:
-    """Put a dead or refused job, or undelivered objects, back into the queue."""
+    """Analyse a study again, or as it is if it still waits for images; or send undelivered objects again."""
     with exit_codes():
         from node.status import requeue_work
 

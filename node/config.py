@@ -56,6 +56,7 @@ class StorageSettings:
     folder: Path = Path("/var/lib/qct-node")
     database_url: str = field(default="", repr=False)  # may hold a password
     keep_delivered_days: Annotated[float, Ge(0)] = 30.0
+    keep_quarantined_days: Annotated[float, Ge(0)] = 365.0
 
     @property
     def inbox_folder(self) -> Path:
@@ -98,6 +99,11 @@ class LoggingSettings:
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
+@dataclass(frozen=True, slots=True)
+class MonitoringSettings:
+    prometheus_file: Path | None = None
+
+
 @checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=False))
 class Config:
     """Everything that a site decides."""
@@ -135,6 +141,7 @@ class Config:
     radiomics: RadiomicsSettings = RadiomicsSettings()
     results: EncodingSettings = EncodingSettings()
     logging: LoggingSettings = LoggingSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
     @property
     def listen_address(self) -> ListenAddress:

@@ -27,6 +27,7 @@ from storage.outbox import (
     Delivery,
     OutboxItem,
     due_items,
+    explain_waiting,
     fully_delivered,
     mark_dead,
     mark_delivered,
@@ -244,6 +245,8 @@ class DestinationSender:
                         mark_dead(session, item.id, str(error))
             LOGGER.error("%s; %d objects put aside: mend it, then `qct-node requeue outbox`", error, len(batch.items))
         else:
+            with self._sessions.begin() as session:
+                explain_waiting(session, self.destination.name, str(error))
             LOGGER.warning("%s; failure %d, next attempt in %.0f s", error, self.breaker.failures, delay_s)
 
     def _given_up(self, item: OutboxItem, now: datetime) -> bool:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,7 @@ from node.capped_process import ProcessOrder
 from node.commitment import CommitmentReceiver
 from node.config import Config, load_config_or_default
 from node.logs import WATCHDOG_AE_TITLE, set_up_logging
+from node.monitoring import prometheus_text, read_state, write_prometheus_file
 from node.receiver import Extras, Receiver
 from node.receiver_settings import Peer
 from node.sender import Senders
@@ -69,7 +71,8 @@ class Service:
             config.listen_address, _receiver_settings(config), self.sessions, self._inbox, self._extras()
         )
         self.worker = Worker(self.sessions, self._executor, _worker_settings(config, self._order), self._senders.wake)
-        rules = TimekeeperSettings(config.completeness, config.storage.keep_delivered_days)
+        days = config.storage.keep_delivered_days, config.storage.keep_quarantined_days
+        rules = TimekeeperSettings(config.completeness, *days)
         self._timekeeper = Timekeeper(self.sessions, self._inbox, rules, self.receiver.clock.now, self.worker.wake)
 
     def start(self) -> None:
@@ -106,6 +109,17 @@ class Service:
             ("port", self._port_answers()),
         )
         return [name for name, in_order in checks if not in_order]
+
+    def tell_monitoring(self, faults: Sequence[str]) -> None:
+        """Write the file for Prometheus where one is configured; a node that cannot tell goes on working."""
+        if (path := self._config.monitoring.prometheus_file) is None:
+            return
+        try:
+            with self.sessions.begin() as session:
+                state = read_state(session, self._config, self.receiver.clock.now())
+            write_prometheus_file(path, prometheus_text(state, faults))
+        except (OSError, OperationalError) as error:
+            LOGGER.error("monitoring.prometheus_file not written: %s", str(error).splitlines()[0])
 
     def summary(self) -> str:
         """One line for `systemctl status`."""
@@ -182,7 +196,9 @@ def _watch(service: Service, notifier: Notifier, stop: threading.Event) -> None:
     """Feed the watchdog only while every check passes."""
     pause_s = min(STATUS_EVERY_S, notifier.watchdog_s / 3 if notifier.watchdog_s else STATUS_EVERY_S)
     while not stop.wait(pause_s):
-        if faults := service.faults():
+        faults = service.faults()
+        service.tell_monitoring(faults)
+        if faults:
             LOGGER.error("not in order: %s", ", ".join(faults))
             notifier.status(f"not in order: {', '.join(faults)}")
         else:

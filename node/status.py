@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -16,59 +16,94 @@ from analysis.calibration_state import KeyState
 from analysis.errors import ConfigError, QctError
 from analysis.qc_charts import series_charts
 from node.config import Config
+from node.monitoring import as_json as summary_json
+from node.monitoring import attention, read_state
 from storage.calibrations import all_keys, declare_commissioned, describe_key, epochs_of, history, key_states
-from storage.completeness import waiting
+from storage.completeness import CompletenessRules, due_studies, waiting
 from storage.instances import release_study, study_facts
-from storage.jobs import JobState, count_jobs, list_jobs, requeue
-from storage.outbox import Delivery, count_items, list_items, requeue_dead
+from storage.jobs import Job, JobState, list_jobs, requeue
+from storage.outbox import Delivery, group_items, list_items, requeue_dead
 from storage.received_tables import QuarantineRow
 from storage.schema import open_database
 from storage.study_results import StudyResult, held_results, recent_results
 
 SHOWN = 20
+# what each section of the status is, as a title for people
+TITLES = {
+    "waiting": "studies that are not complete yet",
+    "jobs": "analyses that wait, run or were put aside (dead: `qct-node requeue STUDY` tries again)",
+    "results": f"the last {SHOWN} results",
+    "on_hold": "results in doubt, since a phantom scan failed after them",
+    "outbox": "result objects by destination",
+    "undelivered": "result objects that were put aside (`qct-node requeue outbox` sends them again)",
+    "quarantine": "second copies with other bytes under a known UID: the first is kept, these are not analysed",
+    "calibrations": "calibrations, by scanner and protocol",
+}
 
 
 def show_status(config: Config, as_json: bool) -> None:
-    """Print the state of the node as tables, or as JSON for a monitoring system."""
+    """Print the state of the node for people, or as JSON for a monitoring system."""
     sessions = open_database(config.database_url, upgrade=False)
+    now = datetime.now(UTC)
     with sessions.begin() as session:
-        state = read_status(session, config, datetime.now(UTC))
-    console = wide_console()
+        state = read_state(session, config, now)
+        sections = read_status(session, config, now)
     if as_json:
-        console.print_json(json.dumps(state))
+        for job in sections["jobs"]:
+            del job["detail"]  # the words of an unforeseen error may hold text of the study
+        found = {"attention": attention(state), "summary": summary_json(state), **sections}
+        sys.stdout.write(f"{json.dumps(found, indent=2)}\n")
         return
-    for title, rows in state.items():
-        console.print(_table(title, rows))
+    console = wide_console()
+    for line in attention(state) or ["nothing needs attention"]:
+        console.print(line, style="bold", markup=False, highlight=False)
+    disk = f"disk: {state.disk.free_bytes / 2**30:.1f} GiB free, {state.disk.used_fraction:.0%} used"
+    console.print(disk, markup=False, highlight=False)
+    for name, rows in sections.items():
+        console.print(f"\n{TITLES[name]}:{'' if rows else ' none'}", markup=False, highlight=False)
+        if rows:
+            console.print(_table(rows))
 
 
 def read_status(session: Session, config: Config, now: datetime) -> dict[str, list[dict[str, Any]]]:
     """Every section as rows of plain values."""
     return {
-        "waiting": [
-            {"study": w.study_instance_uid, "version": w.version, "why": w.reason, "due": _text(w.due_at)}
-            for w in waiting(session, now, config.completeness)
-        ],
-        "jobs": [
-            {"job": j.id, "study": j.study_instance_uid, "version": j.version, "state": j.state, "detail": j.detail}
-            for j in list_jobs(session, JobState.QUEUED, JobState.RUNNING, JobState.DEAD, limit=SHOWN)
-        ],
-        "job counts": [{"state": str(s), "studies": n} for s, n in count_jobs(session).items()],
+        "waiting": _waiting(session, config.completeness, now),
+        "jobs": [_job(j) for j in list_jobs(session, JobState.QUEUED, JobState.RUNNING, JobState.DEAD, limit=SHOWN)],
         "results": [_result(r) for r in recent_results(session, SHOWN)],
-        "on hold": [
-            {"result": r.id, "study": r.study_instance_uid, "why": r.hold_reason} for r in held_results(session)
-        ],
+        "on_hold": [{"study": r.study_instance_uid, "why": r.hold_reason} for r in held_results(session)],
         "outbox": [
-            {"destination": name, "state": str(s), "objects": n} for (name, s), n in count_items(session).items()
+            {"destination": g.destination, "state": str(g.state), "objects": g.number, "since": _text(g.oldest_at),
+             "why": "stored there, not confirmed by it yet" if g.state is Delivery.SENT else g.detail}
+            for g in group_items(session)
         ],
         "undelivered": [
-            {"object": i.id, "destination": i.destination, "kind": i.kind, "detail": i.detail}
+            {"destination": i.destination, "study": i.study_instance_uid, "kind": i.kind, "why": i.detail}
             for i in list_items(session, Delivery.DEAD, limit=SHOWN)
         ],
         "quarantine": [
-            {"file": q.path, "instance": q.sop_instance_uid, "from": q.calling_ae_title, "why": q.reason}
+            {"file": q.path, "instance": q.sop_instance_uid, "from": q.calling_ae_title, "arrived": _text(q.arrived_at)}
             for q in session.scalars(select(QuarantineRow).order_by(QuarantineRow.arrived_at.desc()).limit(SHOWN))
         ],
         "calibrations": [_calibration(s) for s in key_states(session, now, config.calibration_choice.commissioning)],
+    }  # fmt: skip
+
+
+def _waiting(session: Session, rules: CompletenessRules, now: datetime) -> list[dict[str, Any]]:
+    """Those that are due too: a node that runs takes them within a second, so here they show that it does not."""
+    due = [(d.study_instance_uid, d.version, f"{d.reason}; taken as soon as the node runs", now)
+           for d in due_studies(session, now, rules)]  # fmt: skip
+    waits = [(w.study_instance_uid, w.version, w.reason, w.due_at) for w in waiting(session, now, rules)]
+    return [{"study": s, "version": version, "why": why, "due": _text(at)} for s, version, why, at in due + waits]
+
+
+def _job(job: Job) -> dict[str, Any]:
+    return {
+        "study": job.study_instance_uid,
+        "version": job.version,
+        "state": str(job.state),
+        "since": _text(job.finished_at or job.started_at or job.queued_at),
+        "detail": job.detail,
     }
 
 
@@ -85,16 +120,12 @@ def _result(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def _held(result: StudyResult) -> dict[str, Any]:
-    return {"result": result.id, "study": result.study_instance_uid, "why": result.hold_reason}
-
-
 def _calibration(state: KeyState) -> dict[str, Any]:
     return {
         "key": describe_key(state.key),
         "state": str(state.state),
         "scans": f"{state.accepted_scans} of {state.needed_scans}",
-        "missing": state.missing,
+        "needs": state.missing,
         "last accepted": _text(state.last_accepted),
         "next due": _text(state.next_due),
     }
@@ -109,10 +140,8 @@ def wide_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 220)
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in rows[0] if rows else ("nothing",):
-        table.add_column(column, overflow="fold")
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(*(Column(name, overflow="fold") for name in rows[0]))
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     return table
@@ -143,7 +172,7 @@ def show_calibrations(config: Config, plot: Path | None, declare: str | None, wh
         if plot is not None:
             _plot(session, plot, config)
     rows = [{"number": number, **_calibration(state)} for number, state in enumerate(states, start=1)]
-    wide_console().print(_table("calibrations", rows))
+    wide_console().print(_table(rows) if rows else "no calibrations yet: no phantom scan was accepted")
 
 
 def _declare(session: Session, number: str, why: str) -> None:

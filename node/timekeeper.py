@@ -1,4 +1,4 @@
-"""What happens because time passes: complete studies become jobs, delivered studies are purged after their days."""
+"""What happens because time passes: complete studies become jobs, what is old is purged after its days."""
 
 import logging
 import threading
@@ -14,7 +14,7 @@ from storage.database import SessionFactory
 from storage.inbox import Inbox
 from storage.instances import take_study
 from storage.jobs import add_job
-from storage.retention import purge_delivered
+from storage.retention import purge_delivered, purge_quarantined
 
 LOGGER = logging.getLogger(__name__)
 LOOK_S = 1.0
@@ -26,6 +26,7 @@ STUCK_AFTER_S = 300.0
 class TimekeeperSettings:
     completeness: CompletenessRules
     keep_delivered_days: float
+    keep_quarantined_days: float
 
 
 class Timekeeper:
@@ -71,6 +72,7 @@ class Timekeeper:
         freed = purge_delivered(self._sessions, self._inbox, self._settings.keep_delivered_days, self._clock())
         if freed:
             LOGGER.info("purged delivered studies freed_mb=%.0f", freed / 1e6)
+        purge_quarantined(self._sessions, self._inbox, self._settings.keep_quarantined_days, self._clock())
 
 
 def queue_due_studies(sessions: SessionFactory, now: datetime, rules: CompletenessRules) -> int:

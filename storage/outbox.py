@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from sqlalchemy import ForeignKey, Select, String, UniqueConstraint, func, select, update
+from sqlalchemy import ForeignKey, Select, String, UniqueConstraint, case, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
 from storage.database import Base
@@ -196,6 +196,37 @@ def count_items(session: Session) -> dict[tuple[str, Delivery], int]:
         select(OutboxRow.destination, OutboxRow.state, func.count()).group_by(OutboxRow.destination, OutboxRow.state)
     )
     return {(destination, Delivery(state)): number for destination, state, number in found}
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxGroup:
+    """Objects of one destination in one state; what is not at its end is told apart by the last answer."""
+
+    destination: str
+    state: Delivery
+    number: int
+    oldest_at: datetime
+    detail: str
+
+
+def group_items(session: Session) -> list[OutboxGroup]:
+    """What each destination has, waits for, or will not get; forms that are not needed are left out."""
+    detail = case((OutboxRow.state == Delivery.DELIVERED, ""), else_=OutboxRow.detail)
+    found = session.execute(
+        select(OutboxRow.destination, OutboxRow.state, func.count(), func.min(OutboxRow.queued_at), detail)
+        .where(OutboxRow.state.in_((*OPEN, Delivery.DELIVERED, Delivery.DEAD)))
+        .group_by(OutboxRow.destination, OutboxRow.state, detail)
+        .order_by(OutboxRow.destination, OutboxRow.state)
+    )
+    return [OutboxGroup(destination, Delivery(state), *rest) for destination, state, *rest in found]
+
+
+def explain_waiting(session: Session, destination: str, detail: str) -> None:
+    """Say at everything that waits for a destination why it does: nothing of it was tried one by one."""
+    session.execute(
+        update(OutboxRow).where(OutboxRow.destination == destination, OutboxRow.state == Delivery.WAITING)
+        .where(OutboxRow.attempts == 0).values(detail=detail)
+    )  # fmt: skip
 
 
 def fully_delivered(session: Session, study_instance_uid: str, version: int) -> bool:

@@ -1,17 +1,20 @@
 """How long received files stay: only those of delivered studies are ever removed, and only after the configured days.
 
-Rows stay; a file that is sent again later is taken back without new work.
+Rows stay; a file that is sent again later is taken back without new work. Quarantined copies have days of their own.
 """
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from storage.database import SessionFactory
 from storage.inbox import Inbox
-from storage.received_tables import InstanceRow, StudyRow
+from storage.received_tables import InstanceRow, QuarantineRow, StudyRow
+
+LOGGER = logging.getLogger(__name__)
 
 PURGE_BATCH = 500  # files per transaction
 
@@ -26,6 +29,34 @@ def purge_delivered(sessions: SessionFactory, inbox: Inbox, retention_days: floa
         if not paths:
             return freed
         freed += inbox.remove(paths)
+
+
+def purge_quarantined(sessions: SessionFactory, inbox: Inbox, retention_days: float, now: datetime) -> int:
+    """Remove second copies that came longer ago than the retention, of studies whose results are delivered.
+
+    The file goes first: after a crash in between the row is still there, and the next round takes it.
+    """
+    with sessions.begin() as session:
+        old = session.execute(_purgeable_quarantine(now - timedelta(days=retention_days))).all()
+    for path, sop_instance_uid, arrived_at in old:
+        inbox.remove_quarantined(path)
+        with sessions.begin() as session:
+            session.execute(delete(QuarantineRow).where(QuarantineRow.path == path))
+        LOGGER.info("quarantined file deleted file=%s instance=%s arrived=%s", path, sop_instance_uid,
+                    arrived_at.isoformat(timespec="seconds"))  # fmt: skip
+    return len(old)
+
+
+def _purgeable_quarantine(arrived_before: datetime) -> Select[str, str, datetime]:
+    """By way of the copy that was kept: what its study still waits for may need the operator to look at both."""
+    return (
+        select(QuarantineRow.path, QuarantineRow.sop_instance_uid, QuarantineRow.arrived_at)
+        .join(InstanceRow, InstanceRow.sop_instance_uid == QuarantineRow.sop_instance_uid)
+        .join(StudyRow, StudyRow.study_instance_uid == InstanceRow.study_instance_uid)
+        .where(StudyRow.delivered_version == StudyRow.version, QuarantineRow.arrived_at < arrived_before)
+        .order_by(QuarantineRow.arrived_at)
+        .limit(PURGE_BATCH)
+    )
 
 
 def mark_delivered(session: Session, study_instance_uid: str, version: int, now: datetime) -> None:
