@@ -92,7 +92,8 @@ def _judge(session: Session, study: StudyRow, now: datetime, rules: Completeness
     due_at = None if wait_s is None else study.last_arrival_at + timedelta(seconds=wait_s)
     capped_at = study.version_opened_at + timedelta(seconds=rules.hard_cap_s)
     if due_at is not None and now >= due_at:
-        return DueStudy(uid, version, f"quiet for {wait_s:g} s; {reason}", complete=not _is_doubtful(doubts))
+        because = f"; {reason}" if _is_doubtful(doubts) else ""
+        return DueStudy(uid, version, f"quiet for {wait_s:g} s{because}", complete=not _is_doubtful(doubts))
     if now < capped_at:
         return WaitingStudy(uid, version, reason, _earliest(due_at, capped_at, rules))
     if rules.at_hard_cap == "hold":
