@@ -90,7 +90,7 @@ class CappedProcess:
             try:
                 self._connection.send(task)
             except OSError as error:
-                raise WorkerDiedError(f"the worker process had ended: {error}") from error
+                raise WorkerDiedError(f"the worker process had ended: {error}") from None
             found = self._await(self._order.time_limit_s)
         if isinstance(found, Fault):
             raise AnalysisFaultError(f"{found.error_type}: {found.message}", f"{found.error_type} at {found.where}")
@@ -137,8 +137,8 @@ class CappedProcess:
             self._check_memory()
         try:
             return self._connection.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise WorkerDiedError(f"the worker process ended {_how(self._child.wait())}") from error
+        except (EOFError, OSError):  # at a message's border, or in the middle of an answer
+            raise WorkerDiedError(f"the worker process ended {_how(self._child.wait())}") from None
 
     def _check_memory(self) -> None:
         used_mb = self._memory_mb()

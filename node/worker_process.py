@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,14 @@ def main(arguments: list[str]) -> int:
     try:
         context = entry.prepare(Path(arguments[2]) if arguments[2] else None)
     except QctError as error:
-        connection.send(NotReady(str(error)))
+        with suppress(OSError):
+            connection.send(NotReady(str(error)))
         return 1
-    connection.send(Ready())
-    while True:
-        try:
-            task = connection.recv()
-        except EOFError:
-            return 0
-        connection.send(answer(entry.process_study, task, context))
+    with suppress(EOFError, OSError):  # the parent closed the socket or is gone: nobody is left to tell
+        connection.send(Ready())
+        while True:
+            connection.send(answer(entry.process_study, connection.recv(), context))
+    return 0
 
 
 def answer(process_study: Callable[[Any, Any], Any], task: AnalysisTask, context: Any) -> Any:

@@ -3,17 +3,23 @@
 import json
 import logging
 import os
+import socket
+import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from node.capped_process import POOL, ProcessOrder, WorkerNotReadyError
+from node.capped_process import POOL, ProcessOrder, WorkerDiedError, WorkerNotReadyError, run_capped
 from node.worker import Worker, WorkerSettings, check_models, make_executor
+from node.worker_messages import AnalysisTask, Ready
 from storage.database import SessionFactory
 from storage.jobs import JobState, add_job, count_jobs, find_job
 from storage.study_results import current_result, recent_results
@@ -108,6 +114,27 @@ def test_a_study_runs_again_exactly_once_after_its_process_was_killed(
         wait_for(lambda: settled(sessions))
     assert caplog.text.count("analysis started study=1.6.1") == 2
     assert caplog.text.count("ended by signal SIGKILL") == 2
+
+
+@pytest.mark.parametrize("study", ["1.6.1", "1.8.1"])
+def test_a_death_is_told_in_one_line_even_in_the_middle_of_an_answer(study: str) -> None:
+    """A cluster's worker prints the error with its causes: the end of the socket is no cause worth a traceback."""
+    with pytest.raises(WorkerDiedError, match="ended by signal SIGKILL") as died:
+        run_capped(ORDER, AnalysisTask(study, 1))
+    assert "EOFError" not in "".join(traceback.format_exception(died.value))
+
+
+@pytest.mark.parametrize("in_the_middle", [False, True])
+def test_a_worker_process_whose_parent_is_gone_ends_without_a_word(in_the_middle: bool) -> None:
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "node.worker_process", str(theirs.fileno()), "tests.worker_entry", ""]
+    with theirs:
+        child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True)
+    with Connection(ours.detach()) as connection:
+        assert isinstance(connection.recv(), Ready)
+        if in_the_middle:
+            connection.send(AnalysisTask("1.7.1", 1))
+    assert child.communicate(timeout=60)[1] == "" and child.returncode == 0
 
 
 def test_damaged_models_are_found_before_any_study_is_taken() -> None:

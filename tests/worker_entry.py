@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+import struct
+import sys
 import time
 from pathlib import Path
 
@@ -21,7 +23,7 @@ def prepare(config_path: Path | None) -> dict[str, int]:
 def process_study(task: AnalysisTask, context: dict[str, int]) -> StudyOutcome:
     """1.<kind>.<number>, for example 1.2.7: the second kind hangs."""
     context["studies"] += 1
-    {"1": ordinary, "2": hang, "3": crash, "4": grow, "5": fault, "6": killed, "7": slow}[
+    {"1": ordinary, "2": hang, "3": crash, "4": grow, "5": fault, "6": killed, "7": slow, "8": half_an_answer}[
         task.study_instance_uid.split(".")[1]
     ]()
     report = f'{{"pid": {os.getpid()}, "studies": {context["studies"]}}}'
@@ -52,6 +54,12 @@ def fault() -> None:
 
 
 def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_an_answer() -> None:
+    """Dies while the answer is on its way: its length has been sent, its content not."""
+    os.write(int(sys.argv[1]), struct.pack("!i", 1000) + b"only the beginning")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
