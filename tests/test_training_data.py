@@ -13,7 +13,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from analysis.errors import ModelError
-from analysis.training.anatomy import BODY, POSTERIOR
+from analysis.training.anatomy import BODY, CODE, POSTERIOR
 from analysis.training.labelled import coarse_case, fine_targets, labelled_fine_sample, labelled_scan
 from analysis.training.samples import IGNORE
 from analysis.training.segmentation import TrainingRequest, train_segmentation
@@ -139,3 +139,19 @@ def write_seg(path: Path, sources: list[pydicom.Dataset], masks: np.ndarray) -> 
         sources, masks, SegmentationTypeValues.BINARY, segments, hd.UID(), 1, hd.UID(), 1, "maker", "model", "1", "1"
     )
     seg.save_as(path)
+
+
+def test_own_outlines_come_back_with_their_parts_and_their_ribs_are_known_bone(tmp_path: Path) -> None:
+    """The files of `qct-node segment` and of `self_labels` are a layout of their own."""
+    folder = write_site_case(tmp_path / "p1")
+    own = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labels.nii.gz")))
+    rows = np.arange(own.shape[1])[None, :, None]
+    body = np.where(own > 0, np.where(rows < own.shape[1] // 2, 3, 1), 0).astype(np.uint8)
+    ribs = np.zeros_like(own)
+    ribs[:, 2:8, 2:8] = 1
+    sitk.WriteImage(image(body), str(folder / "labels_body.nii.gz"))
+    sitk.WriteImage(image(ribs), str(folder / "labels_ribs.nii.gz"))
+    case = labelled_scan(find_cases([tmp_path])[0], SPACING_MM)
+    assert ((case.anatomy.part == BODY) == (body == 3)).all()
+    assert ((case.anatomy.part == POSTERIOR) == (body == 1)).all()
+    assert (case.anatomy.tissue[:, 2:8, 2:8] == CODE["rib"]).all() and case.known[:, 2:8, 2:8].all()

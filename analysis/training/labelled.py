@@ -46,13 +46,14 @@ class LabelledScan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawLabels:
-    """Images of one case as read from files; `parts` (1 body, 2 posterior) and `cortex` may be missing."""
+    """Images of one case as read from files; `parts` (1 body, 2 posterior), `cortex` and `ribs` may be missing."""
 
     name: str
     ct: sitk.Image
     levels: sitk.Image
     parts: sitk.Image | None = None
     cortex: sitk.Image | None = None
+    ribs: sitk.Image | None = None
 
 
 def canonical_grid(image: sitk.Image, spacing_mm: float) -> sitk.Image:
@@ -94,6 +95,8 @@ def labelled_scan(raw: RawLabels, spacing_mm: float) -> LabelledScan:
     tissue = np.zeros(levels.shape, np.uint8)
     tissue[vertebra > 0] = CODE["vertebra"]
     tissue[levels >= SACRUM] = CODE["sacrum"]
+    if raw.ribs is not None:
+        tissue[(tissue == 0) & (on_grid(raw.ribs, grid, linear=False).astype(np.uint8) > 0)] = CODE["rib"]
     if raw.parts is None:
         part = split_vertebrae(vertebra, _canal_from_rings(vertebra > 0), spacing_mm)
     else:

@@ -39,7 +39,9 @@ PRESETS = {
     ),
     "default": Preset("default", 2000),
     "long": Preset("long", 20000, batch=2, ema=0.999, warmup=500),
-    "finetune": Preset("finetune", 500, learning_rate=5e-4, warmup=20, real_share=0.4, weights=LossWeights(level=1.0)),
+    "finetune": Preset(
+        "finetune", 500, learning_rate=5e-4, warmup=20, real_share=0.4, weights=LossWeights(level=1.0, centroid=2.0)
+    ),
 }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """A site's own labelled CT: folders of NIfTI pairs or of DICOM with a DICOM SEG.
 
 Layouts, looked for in every folder given and in its direct subfolders:
-    ct.nii.gz + labels.nii.gz [+ vertebra_bodies_by_level.nii.gz]
+    ct.nii.gz + labels.nii.gz [+ vertebra_bodies_by_level.nii.gz, or labels_body.nii.gz as `qct-node segment` writes it]
+                              [+ labels_ribs.nii.gz]
     <name>_ct.nii.gz + <name>*seg-vert*_msk.nii.gz [+ *seg-subreg*_msk.nii.gz]      (VerSe, TPTBox)
     a CT series and one DICOM SEG whose segment labels name the vertebrae ("L1", "vertebra_L1", "T12 vertebra", ...)
 Numbers are VerSe's, or TotalSegmentator's when they increase toward the head.
@@ -71,7 +72,12 @@ def _plain_case(folder: Path) -> RawLabels:
         split = np.isin(levels, np.unique(bodies[bodies > 0]))
         rim = ndimage.binary_dilation(bodies > 0, iterations=max(1, round(_RIM_MM / min(labels.GetSpacing()))))
         parts = _like(np.where(bodies > 0, BODY, np.where(split & (levels > 0) & ~rim, POSTERIOR, 0)), labels)
-    return RawLabels(folder.name, read_image(folder / "ct.nii.gz"), labels, parts)
+    elif (folder / "labels_body.nii.gz").exists():  # 1 posterior elements, 2 cortex and 3 cancellous bone of the body
+        body_map = sitk.GetArrayFromImage(read_image(folder / "labels_body.nii.gz"))
+        parts = _like(np.where(body_map >= 2, BODY, np.where(body_map == 1, POSTERIOR, 0)), labels)
+    ribs_file = folder / "labels_ribs.nii.gz"
+    ribs = read_image(ribs_file) if ribs_file.exists() else None
+    return RawLabels(folder.name, read_image(folder / "ct.nii.gz"), labels, parts, ribs=ribs)
 
 
 def _verse_case(ct: Path, vertebrae: Path) -> RawLabels:
