@@ -111,6 +111,7 @@ def score_real(networks: Networks, names: tuple[str, ...], pictures: Path | None
         print(f"\n{time.perf_counter() - started:.1f} s ({stages})")
         rows += overlap_rows(case, segmentation)
         if pictures is not None:
+            pictures.mkdir(parents=True, exist_ok=True)
             overlay(case.volume, segmentation, name).savefig(pictures / f"{name}.png", dpi=60)
     print_overlap(rows)
 
