@@ -86,6 +86,13 @@ def test_the_unit_waits_for_ready_feeds_a_watchdog_and_drains() -> None:
         assert line in text
 
 
+def test_a_faulty_configuration_is_not_started_again_and_again() -> None:
+    """Seen under systemd 252: RestartPreventExitStatus= holds for the main process, not for ExecStartPre=."""
+    lines = UNIT.read_text().splitlines()
+    assert "RestartPreventExitStatus=2" in lines
+    assert not [line for line in lines if line.startswith("ExecStartPre=")]
+
+
 def test_code_that_pytorch_makes_at_run_time_stays_allowed() -> None:
     """oneDNN's convolutions fail under MemoryDenyWriteExecute: "could not create a primitive"."""
     assert "\nMemoryDenyWriteExecute=no\n" in UNIT.read_text()

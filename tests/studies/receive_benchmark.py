@@ -9,6 +9,7 @@ answers after fsync and commit; Orthanc runs with its default configuration (fsy
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import psutil
 from rich.console import Console
@@ -40,6 +42,7 @@ class Measurement:
     failed_senders: int
     server_cpu_s: float
     server_peak_rss_mb: float
+    of_orthanc: float = 1.0  # MB/s over Orthanc's in the same turn, median over the turns
 
 
 def main() -> None:
@@ -58,15 +61,23 @@ def main() -> None:
 
 
 def measure_all(root: Path, associations: int, arguments: argparse.Namespace) -> list[Measurement]:
-    """Every server with this many associations, `repeats` times in turn; the median run of each counts."""
+    """Every server with this many associations, `repeats` times in turn and back; the median run of each counts."""
     sources = _write_sources(root / f"source-{associations}", associations, arguments.instances)
     servers = {name: SERVERS[name] for name in arguments.servers}
     runs: dict[str, list[Measurement]] = {name: [] for name in servers}
     for repeat in range(arguments.repeats):
-        for name, serve in servers.items():
-            with serve(root / f"{name}-{associations}-{repeat}") as (port, process):
+        for name in list(servers)[:: -1 if repeat % 2 else 1]:
+            folder = root / f"{name}-{associations}-{repeat}"
+            with servers[name](folder) as (port, process):
                 runs[name].append(_measure(name, port, process, sources))
-    return [sorted(found, key=lambda m: m.mb_per_s)[len(found) // 2] for found in runs.values()]
+            shutil.rmtree(folder)
+    return [_middle(found, runs.get("orthanc", found)) for found in runs.values()]
+
+
+def _middle(runs: list[Measurement], orthanc: list[Measurement]) -> Measurement:
+    """The median run, with the median of the ratios turn by turn: a busy machine slows both of a turn."""
+    ratio = median(run.mb_per_s / other.mb_per_s for run, other in zip(runs, orthanc, strict=True))
+    return replace(sorted(runs, key=lambda m: m.mb_per_s)[len(runs) // 2], of_orthanc=ratio)
 
 
 def _write_sources(folder: Path, associations: int, instances: int) -> list[Path]:
@@ -91,7 +102,7 @@ def _measure(name: str, port: int, process: psutil.Process, sources: list[Path])
     ]  # fmt: skip
     peak_rss = 0
     while any(sender.poll() is None for sender in senders):
-        peak_rss = max(peak_rss, sum(p.memory_info().rss for p in _family(process)))
+        peak_rss = max(peak_rss, sum(map(_rss, [process, *process.children(recursive=True)])))
         time.sleep(0.05)
     seconds = time.perf_counter() - started
     return Measurement(
@@ -105,8 +116,11 @@ def _measure(name: str, port: int, process: psutil.Process, sources: list[Path])
     )
 
 
-def _family(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
+def _rss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:  # storescp serves each association in a child that is gone afterwards
+        return 0
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -180,10 +194,12 @@ def _serve(folder: Path) -> None:
 
 
 def _table(measurements: list[Measurement]) -> Table:
-    table = Table("server", "associations", "instances/s", "MB/s", "failed senders", "server CPU s", "peak RSS MB")
+    names = ("server", "associations", "instances/s", "MB/s", "of Orthanc", "failed senders", "server CPU s", "RSS MB")
+    table = Table(*names)
     for m in measurements:
         table.add_row(
-            m.server, str(m.associations), f"{m.instances_per_s:.0f}", f"{m.mb_per_s:.0f}", str(m.failed_senders),
+            m.server, str(m.associations), f"{m.instances_per_s:.0f}", f"{m.mb_per_s:.0f}", f"{m.of_orthanc:.2f}",
+            str(m.failed_senders),
             f"{m.server_cpu_s:.1f}", f"{m.server_peak_rss_mb:.0f}",
         )  # fmt: skip
     return table
@@ -198,13 +214,15 @@ def _markdown(measurements: list[Measurement], arguments: argparse.Namespace) ->
         f"senders and server; median of {arguments.repeats} runs in turn. The node and Orthanc answer after fsync and "
         f"commit, storescp does neither.{arguments.note and ' ' + arguments.note}",
         "",
-        "| server | associations | instances/s | MB/s | failed senders | server CPU ms/instance | peak RSS MB |",
-        "|---|---|---|---|---|---|---|",
+        "| server | associations | instances/s | MB/s | of Orthanc, turn by turn | failed senders | "
+        "server CPU ms/instance | peak RSS MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for m in measurements:
         cpu_ms = 1000 * m.server_cpu_s / arguments.instances
         lines.append(
-            f"| {m.server} | {m.associations} | {m.instances_per_s:.0f} | {m.mb_per_s:.0f} | {m.failed_senders} | "
+            f"| {m.server} | {m.associations} | {m.instances_per_s:.0f} | {m.mb_per_s:.0f} | {m.of_orthanc:.2f} | "
+            f"{m.failed_senders} | "
             f"{cpu_ms:.1f} | {m.server_peak_rss_mb:.0f} |"
         )
     return "\n".join(lines) + "\n"
