@@ -132,6 +132,46 @@ REASONS: dict[str, ReasonText] = {
 }
 
 
+# The setting of config.yaml that decides what is refused or flagged with a code; codes without one leave no choice.
+SETTINGS: dict[str, str] = {
+    "CALIBRATION_EXPIRED": "calibration_choice.max_days",
+    "CALIBRATION_COMMISSIONING": "calibration_choice.commissioning.scans",
+    "CALIBRATION_KEY_MISSING": "calibration_choice.may_be_absent",
+    "CALIBRATION_TABLE_HEIGHT": "calibration_choice.max_table_height_mm",
+    "CALIBRATION_MATERIAL": "bmd.material",
+    "UNKNOWN_PHANTOM_SERIAL": "phantoms",
+    "GATE_R2": "calibration.min_r2",
+    "GATE_SEE": "calibration.max_see_hu",
+    "GATE_RESIDUAL": "calibration.max_residual_hu",
+    "GATE_SIGMA": "calibration.sigma_ref_ranges",
+    "GATE_BETA": "calibration.max_beta_ct_hu",
+    "GATE_ASSIGNMENT": "calibration.min_assignment_ratio",
+    "GATE_TILT": "calibration.max_tilt_deg",
+    "GATE_VOXELS": "calibration.min_rod_voxels",
+    "GATE_ROD_SD": "calibration.max_rod_sd_ratio",
+    "GATE_AXIAL_SLOPE": "calibration.max_axial_slope_hu_per_mm",
+    "GATE_STANDARD_ERROR": "calibration.max_standard_error_hu",
+    "GATE_LEAVE_ONE_OUT": "calibration.max_leave_one_out_mg_cm3",
+    "PROTOCOL_KVP": "protocol.allowed_kvp",
+    "PROTOCOL_THICKNESS": "protocol.max_slice_thickness_mm",
+    "PROTOCOL_ENERGY": "protocol.energy_image_words",
+    "CONTRAST_TAG": "protocol.contrast",
+    "CONTRAST_IMAGE": "protocol.contrast",
+    "LEVEL_UNCERTAIN": "segmentation.min_level_confidence",
+    "NO_USABLE_VERTEBRA": "bmd.fallback_levels",
+    "TOO_FEW_VERTEBRAE": "bmd.minimum_vertebrae",
+    "LEVELS_DISAGREE": "bmd.refuse_difference_mg_cm3",
+}
+
+
+def advice(code: str) -> str:
+    """What the operator can do, at the scanner or in the configuration; empty when the table does not know the code."""
+    if code not in REASONS:
+        return ""
+    action, setting = REASONS[code].action, SETTINGS.get(code)
+    return f"{action} (config.yaml: {setting})" if setting else action
+
+
 def reason(code: str, text: str) -> Reason:
     """A Reason whose code is sure to stand in the table; `text` says what was found and expected."""
     if code not in REASONS:

@@ -61,8 +61,12 @@ def load(config: Path | None) -> Any:
 
 
 def show(reasons: Iterable[Any]) -> None:
+    """What was refused or flagged, and what to do about it."""
+    from analysis.refusals import advice
+
     for reason in reasons:
         CONSOLE.print(f"{reason.code}: {reason.text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(f"  -> {advice(reason.code)}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from analysis.refusals import advice
 from analysis.results import (
     ChosenCalibration,
     PatientResult,
@@ -64,7 +65,7 @@ def patient_report(result: PatientResult) -> dict[str, Any]:
 
 
 def reasons(found: tuple[Reason, ...]) -> list[dict[str, str]]:
-    return [{"code": r.code, "text": r.text} for r in found]
+    return [{"code": r.code, "text": r.text, "action": advice(r.code)} for r in found]
 
 
 def _time(moment: datetime | None) -> str | None:

@@ -20,12 +20,14 @@ from storage.database import SessionFactory
 from storage.received_tables import StudyRow
 from storage.study_results import current_result
 
+SCANNER_NAME = ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber")
 Choose = Callable[[SeriesHeader], ChosenCalibration]
 
 
 def choose_from(found: tuple[Calibration, ...], why_none: tuple[Reason, ...], config: Config) -> Choose:
-    """Choose among scans given for one run; whoever gives them vouches for the scanner where its serial is absent."""
-    limits = replace(config.calibration_choice, may_be_absent=("DeviceSerialNumber", "ManufacturerModelName"))
+    """Choose among scans given for one run; whoever gives them vouches for the scanner where its name is absent."""
+    may_be_absent = (*config.calibration_choice.may_be_absent, *SCANNER_NAME)
+    limits = replace(config.calibration_choice, may_be_absent=may_be_absent)
     keys = tuple(dict.fromkeys(calibration.key for calibration in found))
     series = tuple(
         CalibrationSeries(

@@ -121,6 +121,18 @@ def test_a_scan_that_must_not_be_measured_is_refused_with_its_code(code: str, ph
     assert (tmp_path / "out" / "dicom" / "9003-refusal.dcm").is_file()
 
 
+def test_a_scanner_without_a_name_is_vouched_for_by_whoever_gives_the_phantom_scan(tmp_path: Path) -> None:
+    def nameless(index: int, ds: Dataset) -> None:
+        del ds.Manufacturer, ds.ManufacturerModelName, ds.DeviceSerialNumber
+
+    header = write_ct(tmp_path / "like", ramp_volume(), nameless)[0].parent
+    write_phantom(PhantomOrder(tmp_path / "phantom", header, slices=16, acquired=ACQUIRED), Config())
+    write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)), nameless)
+    _, report = analyse(tmp_path / "ct", [tmp_path / "phantom"], tmp_path / "out")
+    codes = {reason["code"] for reason in report["reasons"]}  # type: ignore[attr-defined]
+    assert not codes & {"CALIBRATION_KEY_MISSING", "NO_CALIBRATION"} and report["calibration"]
+
+
 def test_a_missing_slice_is_refused_and_the_report_says_where(phantom: Path, tmp_path: Path) -> None:
     write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)))[5].unlink()
     exit_code, report = analyse(tmp_path / "ct", [phantom], tmp_path / "out")
