@@ -14,10 +14,10 @@ from pydicom import Dataset
 from analysis.calibration_report import calibration_report
 from analysis.errors import AnalysisError, NoVertebraError, UnusableSeriesError
 from analysis.qc_charts import scan_chart
+from analysis.refusals import reason
 from analysis.results import Calibration, ChosenCalibration, ModelUsed, Reason, Segmentation, SeriesHeader
 from analysis.segmentation_backend import segment_with
 from analysis.segmentation_report import segmentation_report
-from analysis.version import SOFTWARE_NAME, SOFTWARE_VERSION
 from analysis.volume import CtVolume
 from node.analysis_setup import encoding_settings, make_toolkit, site_timezone
 from node.config import Config
@@ -26,8 +26,8 @@ from node.encoded import EncodedObject
 from node.nifti import body_path, is_nifti, labels_path, read_nifti, write_nifti
 from node.patient_flow import PatientStudy, encode_patient, measure_patient
 from node.phantom_flow import measure_phantom_series
-from node.report import patient_report, reasons, write_json
-from node.series_kind import choose_series, phantom_serial
+from node.report import patient_report, reasons, unread_report, write_json
+from node.series_kind import CT_CLASSES, choose_series, phantom_serial
 from node.site_choice import choose_from
 from storage.ct_series import CtSeries, load_ct_series
 from storage.dicom_folder import SeriesFiles, find_series
@@ -48,7 +48,8 @@ def analyse_folder(folder: Path, phantom_folders: tuple[Path, ...], out: Path, c
     try:
         files = find_series(folder)
         series = load_ct_series(_suitable_series(files, config).paths, site_timezone(config))
-        _require_uids(series)
+        for why in _why_not_citable(series):
+            raise UnusableSeriesError(why.code, why.text)
     except AnalysisError as refusal:
         header = files[0].header if files else Dataset()
         return _refuse_unread(header, Reason(refusal.code, refusal.text), out, config)
@@ -69,23 +70,18 @@ def _choice(phantom_folders: tuple[Path, ...], config: Config) -> Callable[[Seri
     return choose_from(found, why_none, config)
 
 
-def _require_uids(series: CtSeries) -> None:
-    for flag in series.flags:
-        raise UnusableSeriesError(flag.code, flag.text)
+def _why_not_citable(series: CtSeries) -> tuple[Reason, ...]:
+    """SEG and SR refer to each image by its class and UID; () where they can."""
+    found = series.datasets[0].get("SOPClassUID")
+    said = f"SOP class {found} found; CT or enhanced CT Image Storage expected; send the scanner's own images"
+    return series.flags if found in CT_CLASSES else (reason("NO_SUITABLE_SERIES", said), *series.flags)
 
 
 def _refuse_unread(header: Dataset, refusal: Reason, out: Path, config: Config) -> Answer:
-    """A study whose images could not even be read still gets its report and, where it has UIDs, its refusal SR."""
-    report = {
-        "status": "refused",
-        "reasons": reasons((refusal,)),
-        "series_instance_uid": str(header.get("SeriesInstanceUID", "")),
-        "study_instance_uid": str(header.get("StudyInstanceUID", "")),
-        "vertebrae": [],
-        "software": {"name": SOFTWARE_NAME, "version": SOFTWARE_VERSION},
-    }
-    write_json(report, out / "report.json")
-    if header.get("SOPInstanceUID") and header.get("SeriesInstanceUID") and header.get("StudyInstanceUID"):
+    """A study whose images could not even be read still gets its report and, where it can be cited, its refusal SR."""
+    uids = [str(header.get(keyword) or "") for keyword in ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID")]
+    write_json(unread_report(refusal, uids[0], uids[1]), out / "report.json")
+    if all(uids) and header.get("SOPClassUID") in CT_CLASSES:
         write_objects(encode_refusal((refusal,), (header,), encoding_settings(config)), out / "dicom")
     return Answer("refused", (refusal,))
 
@@ -93,7 +89,7 @@ def _refuse_unread(header: Dataset, refusal: Reason, out: Path, config: Config) 
 def calibrate_folder(folder: Path, out: Path, config: Config) -> tuple[bool, tuple[Reason, ...]]:
     """Measure one phantom scan; write calibration.json, a chart and, where the images have UIDs, the DICOM answer.
 
-    Returns (accepted, reasons and flags).
+    Returns (accepted, why not and why no DICOM).
     """
     out.mkdir(parents=True, exist_ok=True)
     answer, series = _measure_phantom_folder(folder, config)
@@ -106,9 +102,10 @@ def calibrate_folder(folder: Path, out: Path, config: Config) -> tuple[bool, tup
         report, chart = {"accepted": False, "rods": [], "gates": [], "reasons": reasons(answer)}, None
         accepted, found = False, answer
     write_json(report, out / "calibration.json")
-    if series and not series.flags:
+    no_dicom = _why_not_citable(series) if series else ()
+    if series and not no_dicom:
         write_objects(encode_phantom_answer(answer, series.datasets, chart, encoding_settings(config)), out / "dicom")
-    return accepted, (*found, *(series.flags if series else ()))
+    return accepted, (*found, *no_dicom)
 
 
 def segment_source(source: Path, out: Path, config: Config) -> Segmentation:

@@ -16,7 +16,7 @@ from analysis.results import (
     VertebraBmd,
     VertebraFeatures,
 )
-from analysis.version import SOFTWARE_NAME
+from analysis.version import SOFTWARE_NAME, SOFTWARE_VERSION
 
 SCHEMA = "qct-node/report/1"
 
@@ -61,6 +61,24 @@ def patient_report(result: PatientResult) -> dict[str, Any]:
         "timings_s": dict(result.timings_s),
         "software": {"name": SOFTWARE_NAME, "version": result.software_version},
         "models": [asdict(m) for m in result.models],
+    }
+
+
+def unread_report(refusal: Reason, series_instance_uid: str, study_instance_uid: str) -> dict[str, Any]:
+    """The report of a study whose images could not even be read: the same fields, empty."""
+    lists = ("flags", "protocol", "vertebrae", "levels", "uncertainty_terms", "rejected_vertebrae", "models")
+    values = ("acquired", "calibration", "bmd_mg_cm3", "u_bmd_mg_cm3", "material", "classification", "radiomics_model")
+    return {
+        "schema": SCHEMA,
+        "status": "refused",
+        "reasons": reasons((refusal,)),
+        "series_instance_uid": series_instance_uid,
+        "study_instance_uid": study_instance_uid,
+        **{name: [] for name in lists},
+        **dict.fromkeys(values),
+        "radiomics": {},
+        "timings_s": {},
+        "software": {"name": SOFTWARE_NAME, "version": SOFTWARE_VERSION},
     }
 
 

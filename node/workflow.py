@@ -25,7 +25,7 @@ from node.encoded import EncodedObject, ObjectKind, Predecessor
 from node.encoding_forms import other_forms
 from node.patient_flow import PatientStudy, encode_patient, measure_patient
 from node.phantom_flow import measure_phantom_series
-from node.report import patient_report, reasons, write_json
+from node.report import patient_report, unread_report, write_json
 from node.result_files import store_objects, write_durably
 from node.series_kind import SeriesKind, SeriesVerdict, choose_series, judge_series
 from node.site_choice import choose_stored, earlier_result
@@ -206,7 +206,7 @@ def _refused_unread(task: AnalysisTask, series: JudgedSeries, refusal: Reason, c
         "refused",
         series.received.series_instance_uid,
         (refusal,),
-        json.dumps({"status": "refused", "reasons": reasons((refusal,))}),
+        json.dumps(unread_report(refusal, series.received.series_instance_uid, task.study_instance_uid)),
         objects=_store(objects, task, context),
     )
 

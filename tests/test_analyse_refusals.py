@@ -121,6 +121,16 @@ def test_a_scan_that_must_not_be_measured_is_refused_with_its_code(code: str, ph
     assert (tmp_path / "out" / "dicom" / "9003-refusal.dcm").is_file()
 
 
+def test_images_that_are_no_ct_objects_are_refused_with_a_full_report_and_no_object(tmp_path: Path) -> None:
+    """Converters write Secondary Capture, or leave the class out; SEG and SR could not cite such images."""
+    for number, sop_class in enumerate(("1.2.840.10008.5.1.4.1.1.7", None)):
+        write_ct(tmp_path / f"{number}", ramp_volume((12, 16, 24)), setting(SOPClassUID=sop_class))
+        exit_code, report = analyse(tmp_path / f"{number}", [], tmp_path / f"out{number}")
+        assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"  # type: ignore[index]
+        assert not (tmp_path / f"out{number}" / "dicom").exists()
+        assert {"protocol", "calibration", "bmd_mg_cm3", "radiomics", "timings_s", "models"} <= report.keys()
+
+
 def test_a_scanner_without_a_name_is_vouched_for_by_whoever_gives_the_phantom_scan(tmp_path: Path) -> None:
     def nameless(index: int, ds: Dataset) -> None:
         del ds.Manufacturer, ds.ManufacturerModelName, ds.DeviceSerialNumber
