@@ -269,10 +269,9 @@ def coarse_rib(
 
 
 def agreed_contact(fine: float | None, coarse: float | None) -> float | None:
-    """Both networks' answers; the fine one sees short 12th ribs that the coarse one misses, so it counts more."""
-    if fine is None or coarse is None:
-        return None
-    return 0.7 * fine + 0.3 * coarse
+    """A rib that either network sees counts: each misses ribs (the coarse one short 12th ribs, the fine one those that
+    join a transverse process) more often than it sees one where there is none."""
+    return None if fine is None or coarse is None else max(fine, coarse)
 
 
 def vertebra_level(view: CanonicalView, crop: FineCrop, name: str, confidence: float) -> VertebraLevel:

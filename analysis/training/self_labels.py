@@ -161,9 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top-mm", type=float, default=np.inf, help="leave out all slices above this LPS z")
     a = parser.parse_args(arguments)
     networks = load_networks(a.models / "coarse.safetensors", a.models / "fine.safetensors")
-    write_self_labels(
-        a.ct, annotation_from_json(a.annotation.read_text()), networks, a.out, tuple(a.without), a.bone_hu
-    )
+    marks = annotation_from_json(a.annotation.read_text())
+    write_self_labels(a.ct, marks, networks, a.out, tuple(a.without), a.bone_hu, a.top_mm)
     return 0
 
 
