@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import ModelError
 
-SCHEMA = "qct-node/radiomics-model/1"
+SCHEMA = "qct-node/radiomics-model/2"
 CLASS_NAMES = ("osteoporosis", "osteopenia", "normal")  # in the order of rising density
 
 
@@ -83,9 +83,14 @@ class AcquisitionDomain:
 
 @dataclass(frozen=True, slots=True)
 class ConformalRule:
-    """Mondrian conformal sets: class k belongs to the set when 1 - p_k is at most its own quantile (Vovk 2005)."""
+    """Mondrian conformal sets: class k belongs to the set when 1 - p_k is at most its own quantile (Vovk 2005).
+
+    Of each class at least `level` of new patients are held, with `confidence` over the draw of the calibration patients
+    (Vovk 2012), none of whom the model was fitted to.
+    """
 
     level: float
+    confidence: float
     quantiles: tuple[float, ...]
     n_calibration: tuple[int, ...]
 
@@ -97,11 +102,12 @@ class TrainingSummary:
     created: str  # ISO time
     software_version: str
     source: str
-    n_patients: tuple[int, ...]  # per class
+    n_patients: tuple[int, ...]  # per class; those of the fit and of the calibration
     signature: str
     macro_auc: tuple[float, float, float]  # nested estimate, low, high
     class_auc: tuple[tuple[float, float, float], ...]
     accuracy: tuple[float, float, float]
+    held_out_macro_auc: tuple[float, float, float]  # of the model itself, on the calibration patients
     baseline_macro_auc: tuple[float, float, float]  # mean HU alone, the same nested validation
     selection_frequency: tuple[tuple[str, float], ...]  # over bootstraps, most frequent first
 

@@ -22,6 +22,8 @@ class RadiomicsSettings:
     min_macro_auc: Annotated[float, Ge(0.5), Le(1)] = 0.8
     min_class_auc: Annotated[float, Ge(0.5), Le(1)] = 0.7
     conformal_level: Annotated[float, Gt(0.5), Lt(1)] = 0.9
+    conformal_confidence: Annotated[float, Ge(0.5), Lt(1)] = 0.9
+    calibration_share: Annotated[float, Ge(0.2), Le(0.6)] = 0.5
     outer_folds: Annotated[int, Ge(3)] = 5
     repeats: Annotated[int, Ge(1)] = 5
     bootstraps: Annotated[int, Ge(0)] = 100

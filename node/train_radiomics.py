@@ -59,6 +59,7 @@ def train_model(config: Config, out: Path, features_csv: Path | None, signature:
     ConfigError : an unknown signature
     """
     plan = training_plan(config.radiomics, signature)
+    sessions = open_database(config.database_url) if activate else None  # before the work: it may not be there
     cohort, source = _gather(config, features_csv)
     with _progress() as report:
         trained = train(cohort, plan, report)
@@ -70,8 +71,8 @@ def train_model(config: Config, out: Path, features_csv: Path | None, signature:
     model = export_model(trained, cohort, config.radiomics.contract, identity)
     write_model(model, trained, cohort, out)
     _show(model, trained, out)
-    if activate:
-        path = activate_model(model, config, open_database(config.database_url), now)
+    if sessions is not None:
+        path = activate_model(model, config, sessions, now)
         CONSOLE.print(f"in service from the next start: {path}", markup=False)
 
 
@@ -89,6 +90,8 @@ def training_plan(settings: RadiomicsSettings, signature: str) -> TrainingPlan:
         repeats=settings.repeats,
         bootstraps=settings.bootstraps,
         conformal_level=settings.conformal_level,
+        conformal_confidence=settings.conformal_confidence,
+        calibration_share=settings.calibration_share,
         min_patients_per_class=settings.min_patients_per_class,
     )
 
@@ -148,14 +151,14 @@ def _progress() -> Iterator[Report]:
 def write_model(model: ClassificationModel, trained: TrainedModel, cohort: Cohort, out: Path) -> None:
     """model.json, card.md, performance.png, baseline.png and selection.png."""
     out.mkdir(parents=True, exist_ok=True)
-    shares = tempered(trained.nested.shares[0], trained.temperature)
+    shares, classes = tempered(trained.nested.shares[0], trained.temperature), trained.fitting.classes
     label = "DEMONSTRATION, simulated spines: " if model.demonstration else ""
     files = {
         "model.json": model_text(model).encode(),
         "card.md": model_card(model, trained, cohort).encode(),
-        "performance.png": performance_png(shares, cohort.classes, f"{label}{model.name}, nested cross-validation"),
+        "performance.png": performance_png(shares, classes, f"{label}{model.name}, nested cross-validation"),
         "baseline.png": performance_png(
-            trained.baseline.shares[0], cohort.classes, f"{label}mean HU alone, nested cross-validation"
+            trained.baseline.shares[0], classes, f"{label}mean HU alone, nested cross-validation"
         ),
         "selection.png": selection_png(trained.selection_frequency, model.features),
     }
@@ -169,6 +172,7 @@ def _show(model: ClassificationModel, trained: TrainedModel, out: Path) -> None:
     for name, own, baseline in zip(CLASS_NAMES, trained.nested.each_class, trained.baseline.each_class, strict=True):
         table.add_row(f"AUC {name}", str(own), str(baseline))
     table.add_row("accuracy", str(trained.nested.accuracy), str(trained.baseline.accuracy))
+    table.add_row("macro AUC of the locked model, held out", str(trained.held_out), "")
     CONSOLE.print(table)
     CONSOLE.print(f"features: {', '.join(model.features)}", markup=False)
     if model.demonstration:

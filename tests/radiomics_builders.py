@@ -23,8 +23,9 @@ from analysis.volume import CtVolume, axial_affine
 TABLE = Path(__file__).parent / "golden" / "simulated_features.csv"
 LIMITS = (80.0, 120.0)
 QUICK = TrainingPlan(
-    SelectionPlan("seed"), outer_folds=5, repeats=1, inner_folds=0, bootstraps=0, min_patients_per_class=20
-)
+    SelectionPlan("seed"), outer_folds=5, repeats=1, inner_folds=0, bootstraps=0, min_patients_per_class=20,
+    conformal_level=0.8,  # 11 calibration patients per class are enough for it
+)  # fmt: skip
 
 
 @cache

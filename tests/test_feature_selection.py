@@ -1,9 +1,12 @@
 """Selection inside validation: no leak, planted features found, the order of mRMR, the steps of the pipeline."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from analysis.classification_statistics import coverage
 from analysis.feature_names import FEATURE_NAMES, SIGNATURE_SEED
 from analysis.feature_selection import (
     Mrmr,
@@ -14,7 +17,14 @@ from analysis.feature_selection import (
     mrmr_order,
     selected_columns,
 )
-from analysis.training.radiomics import TrainingPlan, nested_estimate, selection_frequency
+from analysis.training.radiomics import (
+    TrainingPlan,
+    nested_estimate,
+    selection_frequency,
+    split_patients,
+    tempered,
+    train,
+)
 from analysis.training.radiomics_table import Acquisition, Cohort
 
 #: Computed once with mrmr-selection 0.2.8, `mrmr_classif(frame, classes, K=12)`, on `golden_data(seed)`.
@@ -136,9 +146,43 @@ def test_a_patient_is_never_on_both_sides_of_a_split() -> None:
     )  # fmt: skip
     plan = TrainingPlan(SelectionPlan("stepwise", after_lasso=15), outer_folds=4, repeats=1, inner_folds=0)
     assert nested_estimate(data, plan).macro.value < 0.68
-    alone = Cohort(tuple(map(str, range(240))), *(getattr(data, n) for n in (
+    assert nested_estimate(_with_people(data, list(map(str, range(240)))), plan).macro.value > 0.85
+
+
+def test_calibration_patients_have_no_part_in_the_fit_and_stand_on_one_side_only() -> None:
+    data = _with_people(cohort(22, planted=1.0), [f"P{i // 2}" for i in range(240)])
+    plan = replace(QUICK, selection=SelectionPlan("seed"), min_patients_per_class=20, bootstraps=0)
+    fitting, calibration = split_patients(data, plan)
+    assert not set(fitting.patients) & set(calibration.patients)
+    assert len(fitting.classes) + len(calibration.classes) == 240 and abs(len(fitting.classes) - 120) < 12
+    shares = [np.bincount(part.classes) / len(part.classes) for part in (fitting, calibration)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.1
+    spoiled = data.vertebrae.copy()
+    spoiled[np.isin(np.array(data.patients), calibration.patients)] += 50.0
+    first, second = train(data, plan), train(_with_values(data, spoiled), plan)
+    np.testing.assert_array_equal(*(one.pipeline.named_steps["classify"].coef_ for one in (first, second)))
+    assert first.temperature == second.temperature and first.quantiles != second.quantiles
+
+
+def test_the_sets_of_most_models_hold_nine_tenths_of_every_class_of_new_patients() -> None:
+    """Twelve models of 200 patients each, asked about thousands of others: level and confidence are both 0.9."""
+    data = cohort(23, n=6000, planted=0.0)
+    for name in SIGNATURE_SEED[:3]:
+        data.vertebrae[:, :, FEATURE_NAMES.index(name)] += 1.5 * data.classes[:, None]
+    plan = replace(QUICK, selection=SelectionPlan("seed"), min_patients_per_class=44, bootstraps=0, outer_folds=3)
+    held = []
+    for k in range(12):
+        own, others = data.part(np.arange(200 * k, 200 * (k + 1))), data.part(np.arange(2400, 6000))
+        model = train(own, plan)
+        shares = tempered(model.pipeline.predict_proba(others.values), model.temperature)
+        held.append([one.value for one in coverage(shares, others.classes, model.quantiles)[1:]])
+    assert (np.mean(held, axis=0) > 0.9).all() and (np.mean(held, axis=0) < 0.99).all()
+    assert (np.array(held) >= 0.9).mean() > 0.8  # 36 classes of 36: 0.9 expected, four standard errors are 0.2
+
+
+def _with_people(data: Cohort, people: list[str]) -> Cohort:
+    return Cohort(tuple(people), *(getattr(data, n) for n in (
         "levels", "vertebrae", "n_voxels", "classes", "bmd_mg_cm3", "acquisitions")))  # fmt: skip
-    assert nested_estimate(alone, plan).macro.value > 0.85
 
 
 def test_named_columns_keep_their_place() -> None:

@@ -223,4 +223,4 @@ def test_features_of_another_extraction_do_not_enter_a_training(tmp_path: Path) 
 def test_the_model_file_is_plain_json(tmp_path: Path) -> None:
     train_model(config(tmp_path), tmp_path / "out", TABLE, "seed", activate=False)
     content = json.loads((tmp_path / "out/model.json").read_text())
-    assert content["schema"] == "qct-node/radiomics-model/1" and len(content["sha256"]) == 64
+    assert content["schema"] == "qct-node/radiomics-model/2" and len(content["sha256"]) == 64

@@ -1,8 +1,10 @@
 """Training of the three-class radiomics model: nested cross-validation grouped by patient, then one locked model.
 
-The estimate of every number comes from patients that selection, tuning and fitting never saw. The model itself is then
-fitted on all patients; its temperature and conformal quantiles come from the out-of-fold answers (cross-conformal
-prediction, Vovk 2015), one per patient.
+The patients are split once. On the fitting part the procedure is estimated (nested cross-validation), the temperature
+is fitted to the out-of-fold answers, and the model is locked. The calibration part sees that model only once, and gives
+its conformal quantiles: class by class, at least `conformal_level` of new patients with a confidence of
+`conformal_confidence` (Vovk 2012). Out-of-fold answers of the fitting part would not do: they are not answers of the
+locked model, so that no such statement holds for them.
 """
 
 from collections import Counter
@@ -37,6 +39,7 @@ class TrainingPlan:
     """How a model is made and judged.
 
     inner_folds : 0 leaves the inner search out and takes the selection plan as it stands
+    calibration_share : of the patients, held out from the fit for the conformal quantiles; in tenths
     """
 
     selection: SelectionPlan = SelectionPlan()
@@ -45,6 +48,8 @@ class TrainingPlan:
     inner_folds: int = 3
     bootstraps: int = 100
     conformal_level: float = 0.9
+    conformal_confidence: float = 0.9
+    calibration_share: float = 0.5
     min_patients_per_class: int = 50
     seed: int = 0
 
@@ -61,13 +66,20 @@ class NestedEstimate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedModel:
-    """The locked pipeline with everything measured on the way."""
+    """The locked pipeline with everything measured on the way.
+
+    fitting, calibration : the studies that made it, and those that only gave the quantiles
+    held_out : macro AUC of the locked model on the calibration part, none of which it had seen
+    """
 
     plan: TrainingPlan
+    fitting: Cohort
+    calibration: Cohort
     pipeline: Pipeline
     columns: NDArray[np.intp]
     nested: NestedEstimate
     baseline: NestedEstimate  # mean HU alone
+    held_out: Interval
     temperature: float
     quantiles: tuple[float, ...]
     n_calibration: tuple[int, ...]
@@ -83,7 +95,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def train(cohort: Cohort, plan: TrainingPlan | None = None, progress: Progress = _silent) -> TrainedModel:
-    """Estimate, then lock.
+    """Split, estimate, lock, calibrate.
 
     Raises
     ------
@@ -91,16 +103,29 @@ def train(cohort: Cohort, plan: TrainingPlan | None = None, progress: Progress =
     """
     plan = plan or TrainingPlan()
     check_numbers(cohort, plan.min_patients_per_class)
-    nested = nested_estimate(cohort, plan, lambda done, total: progress("nested cross-validation", done, total))
+    fitting, calibration = split_patients(cohort, plan)
+    nested = nested_estimate(fitting, plan, lambda done, total: progress("nested cross-validation", done, total))
     baseline_plan = replace(plan, selection=SelectionPlan("mean HU"))
-    baseline = nested_estimate(cohort, baseline_plan, lambda done, total: progress("mean HU alone", done, total))
+    baseline = nested_estimate(fitting, baseline_plan, lambda done, total: progress("mean HU alone", done, total))
     check_beats_chance(nested)
-    pipeline = fit(cohort, plan)
-    frequency = selection_frequency(cohort, plan, lambda done, total: progress("bootstraps", done, total))
-    temperature = fit_temperature(nested.shares[0], cohort.classes)
-    quantiles, n = conformal_quantiles(tempered(nested.shares[0], temperature), cohort, plan.conformal_level)
-    columns = selected_columns(pipeline)
-    return TrainedModel(plan, pipeline, columns, nested, baseline, temperature, quantiles, n, frequency)
+    pipeline = fit(fitting, plan)
+    frequency = selection_frequency(fitting, plan, lambda done, total: progress("bootstraps", done, total))
+    temperature = fit_temperature(nested.shares[0], fitting.classes)
+    shares = tempered(pipeline.predict_proba(calibration.values), temperature)
+    quantiles, n = conformal_quantiles(shares, calibration, plan)
+    return TrainedModel(
+        plan, fitting, calibration, pipeline, selected_columns(pipeline), nested, baseline,
+        macro_auc([shares], calibration.classes, calibration.patients), temperature, quantiles, n, frequency,
+    )  # fmt: skip
+
+
+def split_patients(cohort: Cohort, plan: TrainingPlan) -> tuple[Cohort, Cohort]:
+    """The fitting part and the calibration part, the classes shared out evenly; a patient is on one side only."""
+    tenths = StratifiedGroupKFold(10, shuffle=True, random_state=plan.seed)
+    parts = [rows for _, rows in tenths.split(cohort.values, cohort.classes, groups=np.asarray(cohort.patients))]
+    n = min(max(round(10 * plan.calibration_share), 1), 9)
+    held_out, fitted = (np.sort(np.concatenate(some)) for some in (parts[:n], parts[n:]))
+    return cohort.part(fitted), cohort.part(held_out)
 
 
 def check_numbers(cohort: Cohort, at_least: int) -> None:
@@ -202,11 +227,12 @@ def tempered(shares: NDArray[np.float64], temperature: float) -> NDArray[np.floa
 
 
 def conformal_quantiles(
-    shares: NDArray[np.float64], cohort: Cohort, level: float
+    shares: NDArray[np.float64], cohort: Cohort, plan: TrainingPlan
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """The quantile of each class, from the first study of each patient."""
+    """The quantile of each class and how many it rests on, from the first study of each patient."""
     _, first = np.unique(np.asarray(cohort.patients), return_index=True)
     classes = cohort.classes[first]
     scores = 1 - shares[first, classes]
     each = [scores[classes == k] for k in range(len(CLASS_NAMES))]
-    return tuple(conformal_quantile(group, level) for group in each), tuple(len(group) for group in each)
+    level, confidence = plan.conformal_level, plan.conformal_confidence
+    return tuple(conformal_quantile(one, level, confidence) for one in each), tuple(len(one) for one in each)

@@ -79,7 +79,12 @@ def _method(model: ClassificationModel, trained: TrainedModel, cohort: Cohort) -
     yield f"- nested cross-validation: {plan.outer_folds} outer folds x {plan.repeats}, {plan.inner_folds} inner folds,"
     yield "  split by patient; selection and tuning inside every fold"
     n = ", ".join(str(count) for count in model.conformal.n_calibration)
-    yield f"- Mondrian conformal sets at {model.conformal.level:.0%} from out-of-fold answers ({n} patients per class)"
+    rule, fitted = model.conformal, ", ".join(map(str, trained.fitting.patients_per_class))
+    yield f"- fitted and cross-validated on one part of the patients ({fitted} per class); the other part ({n}) only"
+    yield f"  gives the Mondrian conformal sets: at least {rule.level:.0%} of each class with {rule.confidence:.0%}"
+    yield "  confidence over the draw of those patients (Vovk 2012), for new patients like them"
+    if everyone := [name for name, quantile in zip(CLASS_NAMES, rule.quantiles, strict=True) if quantile == 1]:
+        yield f"- too few calibration patients for that: {', '.join(everyone)} stands in every set"
 
 
 def _performance(model: ClassificationModel, trained: TrainedModel, cohort: Cohort) -> Iterator[str]:
@@ -93,14 +98,15 @@ def _performance(model: ClassificationModel, trained: TrainedModel, cohort: Coho
     for name, own, baseline in each:
         yield f"| AUC {name} | {own} | {baseline} |"
     yield f"| accuracy | {trained.nested.accuracy} | {trained.baseline.accuracy} |"
-    loss = [log_loss(one, cohort.classes) for one in (shares, trained.baseline.shares[0])]
+    loss = [log_loss(one, trained.fitting.classes) for one in (shares, trained.baseline.shares[0])]
     yield f"| log loss | {loss[0]:.3f} | {loss[1]:.3f} |"
+    yield f"| macro AUC of this very model on the calibration patients | {trained.held_out} | |"
     yield ""
     yield "Confusion (rows by density, columns by answer, first repeat):"
     yield ""
     yield "| | " + " | ".join(CLASS_NAMES) + " |"
     yield "|---|" + "---|" * len(CLASS_NAMES)
-    for name, row in zip(CLASS_NAMES, confusion(shares.argmax(axis=1), cohort.classes), strict=True):
+    for name, row in zip(CLASS_NAMES, confusion(shares.argmax(axis=1), trained.fitting.classes), strict=True):
         yield f"| {name} | " + " | ".join(str(n) for n in row) + " |"
     yield ""
     yield "The class is defined by density, so mean HU is the baseline to beat. Curves: `performance.png`."

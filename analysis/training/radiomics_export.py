@@ -80,7 +80,10 @@ def export_model(
             kind=trained.plan.selection.classifier,
             classifier=_classifier(trained),
             temperature=trained.temperature,
-            conformal=ConformalRule(trained.plan.conformal_level, trained.quantiles, trained.n_calibration),
+            conformal=ConformalRule(
+                trained.plan.conformal_level, trained.plan.conformal_confidence, trained.quantiles,
+                trained.n_calibration,
+            ),
             domain=feature_domain(cohort, domain_names, rule),
             acquisition=acquisition_domain(cohort.acquisitions, rule),
             limits_mg_cm3=identity.limits_mg_cm3,
@@ -171,6 +174,7 @@ def _summary(trained: TrainedModel, cohort: Cohort, identity: ModelIdentity) -> 
         macro_auc=trained.nested.macro.numbers,
         class_auc=tuple(one.numbers for one in trained.nested.each_class),
         accuracy=trained.nested.accuracy.numbers,
+        held_out_macro_auc=trained.held_out.numbers,
         baseline_macro_auc=trained.baseline.macro.numbers,
         selection_frequency=trained.selection_frequency[:20],
     )
