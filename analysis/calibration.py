@@ -35,6 +35,10 @@ WATER_MG_CM3 = 999.6
 _ID_NAMESPACE = UUID("5f6f1d0a-7b1d-4c53-9a55-0a3b5b0f7a31")
 
 
+# A gate with the reason code of its failure
+JudgedGate = tuple[str, Gate]
+
+
 @dataclass(frozen=True, slots=True)
 class SigmaRange:
     """Accepted sigma_ref at one tube voltage; between two voltages the limits are interpolated."""
@@ -120,7 +124,7 @@ def fit_calibration(
     line = fit_line(spec.rods, hu, spec.material)
     judged = (*_line_gates(line, kvp, measurement.setup, limits), *_rod_gates(measurement, limits))
     judged += _leave_one_out_gates(spec, hu, line, limits)
-    return FittedCalibration(line, tuple(gate for _, gate in judged), _reasons(judged))
+    return FittedCalibration(line, tuple(gate for _, gate in judged), reasons_of(judged))
 
 
 def rod_hu(measurement: PhantomMeasurement, spec: PhantomSpec) -> NDArray[np.float64]:
@@ -131,13 +135,14 @@ def rod_hu(measurement: PhantomMeasurement, spec: PhantomSpec) -> NDArray[np.flo
     return np.array([by_name[rod.name] for rod in spec.rods])
 
 
-def _gate(code: str, name: str, value: float, bounds: tuple[float | None, float | None]) -> tuple[str, Gate]:
+def gate_of(code: str, name: str, value: float, bounds: tuple[float | None, float | None]) -> JudgedGate:
+    """A gate that passes within `bounds` (None: no limit on that side), with the code of its failure."""
     low, high = bounds
     passed = (low is None or value >= low) and (high is None or value <= high)
     return code, Gate(name, float(value), low, high, bool(passed))
 
 
-def _reasons(judged: tuple[tuple[str, Gate], ...]) -> tuple[Reason, ...]:
+def reasons_of(judged: tuple[JudgedGate, ...]) -> tuple[Reason, ...]:
     return tuple(reason(code, describe_gate(gate)) for code, gate in judged if not gate.passed)
 
 
@@ -161,21 +166,21 @@ def sigma_ref_bounds(kvp: float, setup: PhantomSetup, limits: CalibrationLimits)
 
 def _line_gates(
     line: CalibrationLine, kvp: float, setup: PhantomSetup, limits: CalibrationLimits
-) -> tuple[tuple[str, Gate], ...]:
+) -> tuple[JudgedGate, ...]:
     largest = max(abs(r) for r in line.residuals_hu)
     beta = (-limits.max_beta_ct_hu, limits.max_beta_ct_hu)
     low, high = sigma_ref_bounds(kvp, setup, limits)
     low -= limits.hydroxyapatite_lowering if line.material is Material.HA else 0.0
     return (
-        _gate("GATE_R2", "r2", line.r2, (limits.min_r2, None)),
-        _gate("GATE_SEE", "see_hu", line.see_hu, (None, limits.max_see_hu)),
-        _gate("GATE_RESIDUAL", "max_residual_hu", largest, (None, limits.max_residual_hu)),
-        _gate("GATE_SIGMA", "sigma_ref", line.sigma_ref, (low, high)),
-        _gate("GATE_BETA", "beta_ct_hu", line.beta_ct, beta),
+        gate_of("GATE_R2", "r2", line.r2, (limits.min_r2, None)),
+        gate_of("GATE_SEE", "see_hu", line.see_hu, (None, limits.max_see_hu)),
+        gate_of("GATE_RESIDUAL", "max_residual_hu", largest, (None, limits.max_residual_hu)),
+        gate_of("GATE_SIGMA", "sigma_ref", line.sigma_ref, (low, high)),
+        gate_of("GATE_BETA", "beta_ct_hu", line.beta_ct, beta),
     )
 
 
-def _rod_gates(measurement: PhantomMeasurement, limits: CalibrationLimits) -> tuple[tuple[str, Gate], ...]:
+def _rod_gates(measurement: PhantomMeasurement, limits: CalibrationLimits) -> tuple[JudgedGate, ...]:
     rods = measurement.rods
     sds = np.array([rod.sd_hu for rod in rods])
     sd_ratio = float(sds.max() / max(float(np.median(sds)), 1.0))
@@ -184,23 +189,23 @@ def _rod_gates(measurement: PhantomMeasurement, limits: CalibrationLimits) -> tu
     voxels = min(rod.n_voxels for rod in rods)
     ratio = limits.min_assignment_ratio
     return (
-        _gate("GATE_ASSIGNMENT", "assignment_ratio", measurement.assignment_ratio, (ratio, None)),
-        _gate("GATE_TILT", "tilt_deg", measurement.tilt_deg, (None, limits.max_tilt_deg)),
-        _gate("GATE_VOXELS", "min_rod_voxels", voxels, (limits.min_rod_voxels, None)),
-        _gate("GATE_ROD_SD", "max_rod_sd_ratio", sd_ratio, (None, limits.max_rod_sd_ratio)),
-        _gate("GATE_AXIAL_SLOPE", "axial_slope_hu_per_mm", slope, (None, limits.max_axial_slope_hu_per_mm)),
-        _gate("GATE_STANDARD_ERROR", "max_standard_error_hu", error, (None, limits.max_standard_error_hu)),
+        gate_of("GATE_ASSIGNMENT", "assignment_ratio", measurement.assignment_ratio, (ratio, None)),
+        gate_of("GATE_TILT", "tilt_deg", measurement.tilt_deg, (None, limits.max_tilt_deg)),
+        gate_of("GATE_VOXELS", "min_rod_voxels", voxels, (limits.min_rod_voxels, None)),
+        gate_of("GATE_ROD_SD", "max_rod_sd_ratio", sd_ratio, (None, limits.max_rod_sd_ratio)),
+        gate_of("GATE_AXIAL_SLOPE", "axial_slope_hu_per_mm", slope, (None, limits.max_axial_slope_hu_per_mm)),
+        gate_of("GATE_STANDARD_ERROR", "max_standard_error_hu", error, (None, limits.max_standard_error_hu)),
     )
 
 
 def _leave_one_out_gates(
     spec: PhantomSpec, hu: NDArray[np.float64], line: CalibrationLine, limits: CalibrationLimits
-) -> tuple[tuple[str, Gate], ...]:
+) -> tuple[JudgedGate, ...]:
     if len(spec.rods) < 4:  # dropping one of three leaves no check of the line
         return ()
     high = limits.max_leave_one_out_mg_cm3
     return tuple(
-        _gate("GATE_LEAVE_ONE_OUT", f"leave_one_out_{level:.0f}_mg_cm3", shift, (None, high))
+        gate_of("GATE_LEAVE_ONE_OUT", f"leave_one_out_{level:.0f}_mg_cm3", shift, (None, high))
         for level in limits.bmd_levels_mg_cm3
         for shift in [largest_leave_one_out_shift_mg_cm3(spec, hu, line, level)]
     )

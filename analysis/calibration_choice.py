@@ -262,7 +262,8 @@ def _rejected_after(series: CalibrationSeries, at: datetime) -> tuple[Reason, ..
 
 def _repeat_flags(series: CalibrationSeries, at: datetime, limits: ChoiceLimits) -> tuple[Reason, ...]:
     state, reasons = state_at(series, at, limits.commissioning)
-    return tuple(r for r in reasons if r.code in ("QC_REPEAT", "QC_TREND")) if state is not SeriesState.STOPPED else ()
+    told = tuple(r for r in reasons if r.code in ("QC_REPEAT", "QC_TREND", "QC_PREVIOUS"))
+    return told if state is not SeriesState.STOPPED else ()
 
 
 def _other_setups(

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from analysis.baseline_gates import judge_by_history
 from analysis.qc import QcAction, QcLimits, check_qc
 from analysis.refusals import reason
 from analysis.results import Calibration, CalibrationKey, Reason
@@ -39,29 +40,31 @@ class CalibrationSeries:
     """All measured phantom scans of one key in order of acquisition, rejected ones among them.
 
     epochs : moments from which earlier scans no longer count
-    declared : the site declared the key commissioned; for_this_run : the scans given are all there is
+    declarations : when the site declared the key commissioned, each for the epoch it lies in
+    for_this_run : the scans given are all there is
     served_before : the same scanner and protocol was in service in an earlier epoch
     """
 
     key: CalibrationKey
     calibrations: tuple[Calibration, ...]
     epochs: tuple[datetime, ...] = ()
-    declared: bool = False
+    declarations: tuple[datetime, ...] = ()
     for_this_run: bool = False
     served_before: bool = False
 
     def epoch_start(self, at: datetime) -> datetime | None:
         return max((e for e in self.epochs if e <= at), default=None)
 
-    def epoch_end(self, at: datetime) -> datetime | None:
-        return min((e for e in self.epochs if e > at), default=None)
-
     def in_epoch(self, at: datetime) -> tuple[Calibration, ...]:
         """The scans of the epoch that `at` lies in."""
-        start, end = self.epoch_start(at), self.epoch_end(at)
-        return tuple(
-            c for c in self.calibrations if (start is None or c.acquired >= start) and (end is None or c.acquired < end)
-        )
+        return tuple(c for c in self.calibrations if self.same_epoch(c.acquired, at))
+
+    def same_epoch(self, one: datetime, other: datetime) -> bool:
+        return self.epoch_start(one) == self.epoch_start(other)
+
+    def declared_at(self, at: datetime) -> bool:
+        """Did the site declare the key commissioned in the epoch that `at` lies in?"""
+        return any(self.same_epoch(declared, at) for declared in self.declarations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,18 @@ class KeyState:
 
 def needed_scans(series: CalibrationSeries, at: datetime, limits: CommissioningLimits) -> int:
     """Accepted scans that the epoch at `at` needs; one when the site declared the key or gave scans for one run."""
-    if series.declared or series.for_this_run:
+    if series.declared_at(at) or series.for_this_run:
         return 1
-    later_epoch = series.epoch_start(at) is not None or series.served_before
-    return min(limits.scans, limits.scans_after_epoch) if later_epoch else limits.scans
+    served = series.served_before or _served_in_earlier_epoch(series, at, limits)
+    return min(limits.scans, limits.scans_after_epoch) if served else limits.scans
+
+
+def _served_in_earlier_epoch(series: CalibrationSeries, at: datetime, limits: CommissioningLimits) -> bool:
+    start = series.epoch_start(at)
+    if start is None:
+        return False
+    before = start - timedelta(microseconds=1)
+    return not commissioning_gap(series, before, limits) or _served_in_earlier_epoch(series, before, limits)
 
 
 def commissioning_gap(series: CalibrationSeries, at: datetime, limits: CommissioningLimits) -> str:
@@ -158,12 +169,27 @@ def key_state(series: CalibrationSeries, now: datetime, limits: CommissioningLim
     )
 
 
-def judged(new: Calibration, series: CalibrationSeries, limits: QcLimits | None = None) -> Calibration:
-    """The new scan with the verdict of the control charts: a stop rejects it, a repeat or trend stays a finding."""
-    if not new.accepted:
-        return new
-    earlier = [c for c in series.in_epoch(new.acquired) if c.acquired < new.acquired]
-    report = check_qc([*earlier, new], limits)
-    if not report.reasons:
-        return new
-    return replace(new, accepted=report.action is not QcAction.STOP, reasons=(*new.reasons, *report.reasons))
+def judged(
+    new: Calibration,
+    series: CalibrationSeries,
+    limits: QcLimits | None = None,
+    commissioning: CommissioningLimits | None = None,
+) -> Calibration:
+    """The new scan with the verdict of its key's history.
+
+    A failed gate or a stop of the control charts rejects it; a repeat, a trend or a move stays a finding. The charts
+    judge every scan that its own gates accepted, so that a jump both fails its gate and stops the series.
+    """
+    before = replace(series, calibrations=tuple(c for c in series.calibrations if c.acquired < new.acquired))
+    earlier = before.in_epoch(new.acquired)
+    in_service = not commissioning_gap(before, new.acquired, commissioning or CommissioningLimits())
+    history = judge_by_history(new, earlier, in_service, limits)
+    charts = check_qc([*earlier, new], limits) if new.accepted else None
+    stopped = charts is not None and charts.action is QcAction.STOP
+    found = (*history.reasons, *history.findings, *(charts.reasons if charts else ()))
+    return replace(
+        new,
+        gates=(*new.gates, *history.gates),
+        accepted=new.accepted and not history.reasons and not stopped,
+        reasons=(*new.reasons, *found),
+    )

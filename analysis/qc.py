@@ -43,6 +43,14 @@ class QcLimits:
     max_trend_per_year: float = 0.01  # of the baseline mean
     trend_days: float = 182.0
     bmd_levels_mg_cm3: tuple[float, float] = (80.0, 120.0)
+    # against the baseline and the last accepted scan: `analysis.baseline_gates`
+    min_baseline_scans: int = 3  # a key that the site declared commissioned is compared from here on
+    max_see_change_hu: float = 3.0
+    max_residual_change_hu: float = 3.0  # of any rod
+    max_sigma_change: float = 0.04  # fraction of the baseline's sigma_ref
+    max_rod_sd_ratio: float = 1.5  # of any rod's SD over its baseline
+    warn_previous_mg_cm3: float = 2.0  # move of the reading since the last accepted scan
+    stop_previous_mg_cm3: float = 3.0  # three SD of 0.6 to 1 mg/cm3 from week to week
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,11 +56,13 @@ REASONS: dict[str, ReasonText] = {
     "GATE_BASELINE_SEE": ReasonText("The scatter about the line changed against the baseline", "Scan the phantom again"),
     "GATE_BASELINE_SIGMA": ReasonText("The slope left the baseline", "Check tube voltage and set-up, call the physicist"),
     "GATE_BASELINE_ROD": ReasonText("One rod changed against the baseline", "Check the phantom and scan it again"),
+    "GATE_BASELINE_SD": ReasonText("A rod is much noisier than in the baseline", "Check dose, warm tube and artefacts; scan again"),
     "GATE_PREVIOUS": ReasonText("The reading moved too far from the last accepted scan", "Scan the phantom again the same day"),
     # drift
     "QC_STOP": ReasonText("A control chart is out of its limits", "Scan again; if it repeats, call the physicist"),
     "QC_REPEAT": ReasonText("A control chart asks for a repeat", "Scan the phantom again the same day"),
     "QC_TREND": ReasonText("The readings drift by more than the allowed rate", "Tell the medical physicist"),
+    "QC_PREVIOUS": ReasonText("The reading moved since the last accepted scan", "Watch the next scan; check the set-up"),
     "QC_MISSED_WEEK": ReasonText("The weekly phantom scan is overdue", "Scan the phantom"),
     # choice of the calibration
     "CALIBRATION_KEY_MISMATCH": ReasonText("No calibration with this device and protocol", "Scan the phantom with this protocol"),

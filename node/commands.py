@@ -221,13 +221,17 @@ def calibrations(
     config: ConfigOption = None,
     plot: Annotated[Path | None, typer.Option(help="folder for Levey-Jennings and CUSUM charts as PNG")] = None,
     declare: Annotated[str | None, typer.Option(help="declare this key (number in the list) commissioned")] = None,
+    new_epoch: Annotated[
+        str | None, typer.Option(help="the scanner of this key changed (tube, service): earlier scans end")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="when it changed, for example 2026-05-01T07:30; default now")] = None,
     reason: Annotated[str, typer.Option(help="why it is declared; recorded")] = "",
 ) -> None:
-    """List calibration keys with states, ages and when the next scan is due."""
+    """List calibration keys with states, ages and when the next scan is due, and what the site declared."""
     with exit_codes():
-        from node.status import show_calibrations
+        from node.calibration_list import CalibrationRequest, show_calibrations
 
-        show_calibrations(load(config), plot, declare, reason)
+        show_calibrations(load(config), CalibrationRequest(plot, declare, new_epoch, since, reason))
 
 
 @app.command()

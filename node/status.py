@@ -1,10 +1,8 @@
 """`qct-node status` and `requeue`: what was received, why it waits, what was reported and sent; no patient data."""
 
-import getpass
 import json
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,12 +11,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from analysis.calibration_state import KeyState
-from analysis.errors import ConfigError, QctError
-from analysis.qc_charts import series_charts
+from analysis.errors import QctError
 from node.config import Config
 from node.monitoring import as_json as summary_json
 from node.monitoring import attention, read_state
-from storage.calibrations import all_keys, declare_commissioned, describe_key, epochs_of, history, key_states
+from storage.calibrations import describe_key, key_states
 from storage.completeness import CompletenessRules, due_studies, waiting
 from storage.instances import release_study, study_facts
 from storage.jobs import Job, JobState, list_jobs, requeue
@@ -62,7 +59,7 @@ def show_status(config: Config, as_json: bool) -> None:
     for name, rows in sections.items():
         console.print(f"\n{TITLES[name]}:{'' if rows else ' none'}", markup=False, highlight=False)
         if rows:
-            console.print(_table(rows))
+            console.print(table_of(rows))
 
 
 def read_status(session: Session, config: Config, now: datetime) -> dict[str, list[dict[str, Any]]]:
@@ -85,7 +82,7 @@ def read_status(session: Session, config: Config, now: datetime) -> dict[str, li
             {"file": q.path, "instance": q.sop_instance_uid, "from": q.calling_ae_title, "arrived": _text(q.arrived_at)}
             for q in session.scalars(select(QuarantineRow).order_by(QuarantineRow.arrived_at.desc()).limit(SHOWN))
         ],
-        "calibrations": [_calibration(s) for s in key_states(session, now, config.calibration_choice.commissioning)],
+        "calibrations": [calibration_row(s) for s in key_states(session, now, config.calibration_choice.commissioning)],
     }  # fmt: skip
 
 
@@ -120,7 +117,8 @@ def _result(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def _calibration(state: KeyState) -> dict[str, Any]:
+def calibration_row(state: KeyState) -> dict[str, Any]:
+    """One key for people."""
     return {
         "key": describe_key(state.key),
         "state": str(state.state),
@@ -140,7 +138,8 @@ def wide_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 220)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """Rows of plain values, with their names as the head."""
     table = Table(*(Column(name, overflow="fold") for name in rows[0]))
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
@@ -160,33 +159,3 @@ def requeue_work(config: Config, what: str) -> str:
     if job is None:
         raise QctError(f"no study {what} is known; `qct-node status` lists studies and jobs")
     return f"study {what} version {job.version} is queued again"
-
-
-def show_calibrations(config: Config, plot: Path | None, declare: str | None, why: str) -> None:
-    """List the keys; with `plot` write one chart per key, with `declare` take a key into service."""
-    sessions = open_database(config.database_url, upgrade=False)
-    with sessions.begin() as session:
-        if declare is not None:
-            _declare(session, declare, why)
-        states = key_states(session, datetime.now(UTC), config.calibration_choice.commissioning)
-        if plot is not None:
-            _plot(session, plot, config)
-    rows = [{"number": number, **_calibration(state)} for number, state in enumerate(states, start=1)]
-    wide_console().print(_table(rows) if rows else "no calibrations yet: no phantom scan was accepted")
-
-
-def _declare(session: Session, number: str, why: str) -> None:
-    keys = all_keys(session)
-    if not number.isdigit() or not 1 <= int(number) <= len(keys):
-        raise ConfigError(f"key {number!r} found; a number from 1 to {len(keys)} of `qct-node calibrations` expected")
-    if not why.strip():
-        raise ConfigError("no --reason found; say why this key is declared commissioned, it is recorded")
-    declare_commissioned(session, keys[int(number) - 1], why, getpass.getuser(), datetime.now(UTC))
-
-
-def _plot(session: Session, folder: Path, config: Config) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, key in enumerate(all_keys(session), start=1):
-        epochs = tuple(start for start, _ in epochs_of(session, key.device_serial_number))
-        chart = series_charts(history(session, key), epochs, config.quality_control)
-        (folder / f"calibration-{number}.png").write_bytes(chart)

@@ -126,7 +126,7 @@ def _save_calibration(answer: Calibration, context: Context) -> tuple[Calibratio
     """The scan with the charts' verdict, stored; and the studies whose results it amends."""
     limits = SaveLimits(context.config.quality_control, context.config.calibration_choice)
     with context.sessions.begin() as session:
-        verdict = calibrations.judge(session, answer, limits.qc)
+        verdict = calibrations.judge(session, answer, limits)
         return verdict, calibrations.save_calibration(session, answer, datetime.now(UTC), limits)
 
 

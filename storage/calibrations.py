@@ -5,7 +5,7 @@ same series measured by the same software version is one row; a newer version's 
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
 from pydantic import TypeAdapter
@@ -61,14 +61,14 @@ def save_calibration(
 ) -> tuple[str, ...]:
     """Judge the scan on the control charts, store it, and follow it up.
 
-    A rejected scan puts the reports that rest on the last accepted one on hold. An accepted scan makes their lines
-    final: the answer names the studies whose BMD moves by more than the limit and must be analysed again.
+    A rejected scan puts the reports that rest on the last accepted one of its epoch on hold. An accepted scan makes
+    their lines final: the answer names the studies whose BMD moves by more than the limit and must be analysed again.
     """
     limits = limits or SaveLimits()
     if session.get(CalibrationRow, calibration.id) is not None:
         return ()
-    verdict = judge(session, calibration, limits.qc)
-    before = _last_accepted_before(history(session, verdict.key), verdict.acquired)
+    verdict = judge(session, calibration, limits)
+    before = _last_accepted_before(_series(session, verdict.key), verdict.acquired)
     _insert(session, verdict, now)
     if before is None:
         return ()
@@ -78,12 +78,18 @@ def save_calibration(
     return _settle(session, before, verdict, limits.choice)
 
 
-def judge(session: Session, calibration: Calibration, limits: QcLimits | None = None) -> Calibration:
-    """The calibration with the verdict of its series' control charts; what `save_calibration` stores."""
+def judge(session: Session, calibration: Calibration, limits: SaveLimits | None = None) -> Calibration:
+    """The calibration with the verdict of its key's baseline and control charts; what `save_calibration` stores."""
+    limits = limits or SaveLimits()
     stored = session.get(CalibrationRow, calibration.id)
     if stored is not None:
         return _CALIBRATION.validate_json(stored.payload_json)
-    return judged(calibration, _series(session, calibration.key), limits)
+    commissioning = limits.choice.commissioning
+    series = _series(session, calibration.key)
+    if not series.calibrations:
+        return calibration
+    every = all_series(session, commissioning)
+    return judged(calibration, next(s for s in every if s.key == series.key), limits.qc, commissioning)
 
 
 def history(session: Session, key: CalibrationKey) -> tuple[Calibration, ...]:
@@ -105,10 +111,7 @@ def all_series(session: Session, limits: CommissioningLimits | None = None) -> t
     """Every key's scans with its epochs and declarations."""
     series = [_series(session, key) for key in all_keys(session)]
     limits = limits or CommissioningLimits()
-    return tuple(
-        CalibrationSeries(s.key, s.calibrations, s.epochs, s.declared, False, _served_before(s, series, limits))
-        for s in series
-    )
+    return tuple(replace(s, served_before=_served_before(s, series, limits)) for s in series)
 
 
 def choose(session: Session, header: SeriesHeader, limits: ChoiceLimits | None = None) -> ChosenCalibration:
@@ -125,37 +128,6 @@ def choose(session: Session, header: SeriesHeader, limits: ChoiceLimits | None =
 def key_states(session: Session, now: datetime, limits: CommissioningLimits | None = None) -> tuple[KeyState, ...]:
     """One line per key for `qct-node calibrations`."""
     return tuple(key_state(series, now, limits) for series in all_series(session, limits))
-
-
-def declare_commissioned(session: Session, key: CalibrationKey, reason: str, by: str, now: datetime) -> None:
-    """The site takes a key into service before its baseline is complete; why and who is kept.
-
-    Raises
-    ------
-    ValueError : no reason, or a key without any scan
-    """
-    if not reason.strip():
-        raise ValueError("declaring a key commissioned needs a reason")
-    if not history(session, key):
-        raise ValueError(f"no phantom scan is stored for {describe_key(key)}; expected at least one")
-    session.add(CommissioningRow(key_json=key_text(key), reason=reason, declared_by=by, declared_at=now))
-    session.flush()
-
-
-def declare_epoch(session: Session, device_serial_number: str, starts_at: datetime, reason: str, by: str) -> None:
-    """The scanner changed at `starts_at`: earlier phantom scans no longer count.
-
-    Raises
-    ------
-    ValueError : no reason
-    """
-    if not reason.strip():
-        raise ValueError("declaring an epoch needs a reason, for example: tube replaced")
-    serial = " ".join(device_serial_number.upper().split())
-    session.add(
-        EpochRow(device_serial_number=serial, starts_at=starts_at, reason=reason, declared_by=by, declared_at=starts_at)
-    )
-    session.flush()
 
 
 def epochs_of(session: Session, device_serial_number: str) -> tuple[tuple[datetime, str], ...]:
@@ -187,9 +159,8 @@ def describe_key(key: CalibrationKey) -> str:
 
 def _series(session: Session, key: CalibrationKey) -> CalibrationSeries:
     starts = tuple(start for start, _ in epochs_of(session, key.device_serial_number))
-    declarations = select(CommissioningRow.id).where(CommissioningRow.key_json == key_text(key))
-    declared = session.scalar(declarations.limit(1)) is not None
-    return CalibrationSeries(key, history(session, key), starts, declared)
+    declared = session.scalars(select(CommissioningRow.declared_at).where(CommissioningRow.key_json == key_text(key)))
+    return CalibrationSeries(key, history(session, key), starts, tuple(declared))
 
 
 def _served_before(one: CalibrationSeries, every: list[CalibrationSeries], limits: CommissioningLimits) -> bool:
@@ -208,8 +179,8 @@ def _without_epoch(key: CalibrationKey) -> tuple[object, ...]:
     return tuple(value for name, value in asdict(key).items() if name != "software_epoch")
 
 
-def _last_accepted_before(scans: tuple[Calibration, ...], at: datetime) -> Calibration | None:
-    return next((c for c in reversed(scans) if c.accepted and c.acquired < at), None)
+def _last_accepted_before(series: CalibrationSeries, at: datetime) -> Calibration | None:
+    return next((c for c in reversed(series.in_epoch(at)) if c.accepted and c.acquired < at), None)
 
 
 def _insert(session: Session, calibration: Calibration, now: datetime) -> None:

@@ -115,4 +115,4 @@ def quiet_weeks(n: int, seed: int = 1, first: float = 0.0, **changes: object) ->
 
 def in_service(*scans: Calibration, **changes: object) -> CalibrationSeries:
     """A series of these scans that the site declared commissioned."""
-    return replace(CalibrationSeries(scans[0].key, tuple(scans), declared=True), **changes)  # type: ignore[arg-type]
+    return replace(CalibrationSeries(scans[0].key, tuple(scans), declarations=(scans[0].acquired,)), **changes)  # type: ignore[arg-type]

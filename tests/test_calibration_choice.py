@@ -161,9 +161,21 @@ def test_nothing_reaches_across_a_declared_epoch() -> None:
     series = in_service(calibration(0), calibration(1, SIGMA_REF * 1.02), epochs=(tube,))
     before = choose_calibration(header(2 * DAY), [series])
     assert before.bracketing_id is None and before.line == series.calibrations[0].line
-    assert refusal(series, week=4 * DAY) in {"NO_CALIBRATION", "CALIBRATION_EPOCH"}
-    after = choose_calibration(header(1.2), [series])
-    assert after.calibration.id == series.calibrations[1].id
+    assert refusal(series, week=1.2) == "CALIBRATION_COMMISSIONING", "a declaration ends with its epoch"
+    again = replace(series, declarations=(*series.declarations, tube + timedelta(days=1)))
+    assert refusal(again, week=4 * DAY) == "NO_CALIBRATION"
+    assert choose_calibration(header(1.2), [again]).calibration.id == series.calibrations[1].id
+
+
+def test_an_epoch_of_a_key_that_never_was_in_service_does_not_shorten_its_commissioning() -> None:
+    scans = quiet_weeks(8)
+    epoch = MONDAY + timedelta(weeks=1.5)
+    series = CalibrationSeries(scans[0].key, scans, epochs=(epoch,))
+    assert key_state(series, MONDAY + timedelta(weeks=7.1)).needed_scans == 10
+    corrected = CalibrationSeries(
+        scans[0].key, quiet_weeks(16), epochs=(MONDAY + timedelta(weeks=10.5), MONDAY + timedelta(weeks=10.6))
+    )
+    assert key_state(corrected, MONDAY + timedelta(weeks=15.1)).needed_scans == 3, "also after an empty epoch"
 
 
 def test_a_scanner_calibration_between_two_scans_forbids_interpolation() -> None:
@@ -176,7 +188,7 @@ def test_a_new_key_needs_ten_scans_unless_the_site_declares_it() -> None:
     scans = quiet_weeks(9)
     series = CalibrationSeries(scans[0].key, scans)
     assert refusal(series, week=8.5) == "CALIBRATION_COMMISSIONING"
-    assert choose_calibration(header(8.5), [replace(series, declared=True)])
+    assert choose_calibration(header(8.5), [replace(series, declarations=(scans[0].acquired,))])
     assert choose_calibration(header(8.5), [replace(series, for_this_run=True)]).state == "commissioned for this run"
     ten = quiet_weeks(10)
     assert choose_calibration(header(9.5), [CalibrationSeries(ten[0].key, ten)])
@@ -234,4 +246,5 @@ def test_a_scan_that_leaves_the_charts_is_rejected_when_it_is_judged() -> None:
     series = CalibrationSeries(calibration().key, quiet_weeks(12))
     assert judged(calibration(12), series).accepted
     off = judged(calibration(12, SIGMA_REF * 1.05), series)
-    assert not off.accepted and "QC_STOP" in {r.code for r in off.reasons}
+    assert not off.accepted
+    assert {"QC_STOP", "GATE_BASELINE_SIGMA", "GATE_PREVIOUS"} <= {r.code for r in off.reasons}

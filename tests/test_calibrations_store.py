@@ -12,6 +12,7 @@ from analysis.errors import NoValidCalibrationError, PhantomUnusableError
 from analysis.phantom_types import phantom_spec
 from analysis.results import Reason, RodSpec
 from storage import calibrations as store
+from storage.calibration_declarations import NewEpoch, declarations, declare_commissioned, declare_epoch
 from storage.calibration_tables import CalibrationGateRow, CalibrationRodRow, CalibrationRow
 from storage.phantom_registry import failed_scans, phantom_for, register_phantom, save_failed_scan
 from storage.study_results import StudyOutcome, current_result, save_outcome
@@ -111,11 +112,11 @@ def test_a_site_may_declare_a_key_commissioned_with_a_reason_that_is_kept(sessio
         store.choose(session, header(0.5))
     assert caught.value.code == "CALIBRATION_COMMISSIONING"
     with pytest.raises(ValueError, match="reason"):
-        store.declare_commissioned(session, one.key, " ", "physicist", NOW)
-    store.declare_commissioned(session, one.key, "baseline taken over from the old workstation", "physicist", NOW)
+        declare_commissioned(session, one.key, " ", "physicist", NOW)
+    declare_commissioned(session, one.key, "baseline taken over from the old workstation", "physicist", NOW)
     assert store.choose(session, header(0.5)).calibration == one
     with pytest.raises(ValueError, match="no phantom scan"):
-        store.declare_commissioned(session, replace(one.key, kvp=80.0), "hurry", "physicist", NOW)
+        declare_commissioned(session, replace(one.key, kvp=80.0), "hurry", "physicist", NOW)
 
 
 def test_new_software_needs_three_scans_where_the_scanner_was_in_service(session: Session) -> None:
@@ -133,12 +134,57 @@ def test_new_software_needs_three_scans_where_the_scanner_was_in_service(session
 def test_a_declared_epoch_ends_the_use_of_earlier_scans(session: Session) -> None:
     for one in quiet_weeks(10):
         store.save_calibration(session, one, NOW)
-    store.declare_epoch(session, "CT1", MONDAY + timedelta(weeks=9.2), "tube replaced", "engineer")
+    declare_epoch(session, NewEpoch("CT1", MONDAY + timedelta(weeks=9.2), "tube replaced", "engineer"), NOW)
     with pytest.raises(NoValidCalibrationError) as caught:
         store.choose(session, header(9.5))
     assert caught.value.code in {"CALIBRATION_EPOCH", "CALIBRATION_COMMISSIONING"}
     (state,) = store.key_states(session, MONDAY + timedelta(weeks=9.5), CommissioningLimits())
     assert state.needed_scans == 3 and state.accepted_scans == 0
+
+
+def test_what_the_site_declares_stays_in_the_audit_trail(session: Session) -> None:
+    one = calibration()
+    store.save_calibration(session, one, NOW)
+    declare_commissioned(session, one.key, "baseline of the old workstation", "physicist", NOW)
+    start = MONDAY + timedelta(weeks=1)
+    declare_epoch(session, NewEpoch("ct1", start, "tube replaced", "engineer"), NOW + timedelta(hours=1))
+    first, second = declarations(session)
+    assert (first.what, first.reason, first.declared_by, first.declared_at) == (
+        "commissioned", "baseline of the old workstation", "physicist", NOW,
+    )  # fmt: skip
+    assert (second.what, second.about, second.starts_at) == ("new epoch", "scanner CT1", start)
+    assert second.declared_at == NOW + timedelta(hours=1)
+    for epoch, why in (
+        (NewEpoch("CT1", start, " ", "engineer"), "reason"), (NewEpoch("CT1", NOW, "tube", "e"), "later than now"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=why):
+            declare_epoch(session, epoch, start)
+
+
+def test_reports_resume_after_three_scans_that_agree_also_where_the_key_had_been_declared(session: Session) -> None:
+    """Three scans within 2 mg/cm3 (section 9e); the declaration of the old tube does not count for the new one."""
+    for one in quiet_weeks(3):
+        store.save_calibration(session, one, NOW)
+    declare_commissioned(session, calibration().key, "baseline taken over", "physicist", MONDAY + timedelta(weeks=2.1))
+    declare_epoch(session, NewEpoch("CT1", MONDAY + timedelta(weeks=2.5), "tube replaced", "engineer"), NOW)
+    new_tube = [calibration(3 + i / 7, SIGMA_REF * s) for i, s in enumerate((1.00, 1.03, 1.028, 1.032))]
+    for scan, ready in zip(new_tube, (False, False, False, True), strict=True):
+        store.save_calibration(session, scan, NOW)
+        (state,) = store.key_states(session, scan.acquired)
+        assert (state.state is SeriesState.IN_SERVICE) is ready, state.missing
+
+
+def test_a_report_whose_phantom_scan_lies_across_a_declared_epoch_goes_on_hold(session: Session) -> None:
+    one = calibration()
+    store.save_calibration(session, one, NOW)
+    reported(session, "1.2.3", one.id, age_days=2.0)
+    reported(session, "4.5.6", one.id, age_days=5.0)
+    epoch = NewEpoch("CT1", MONDAY + timedelta(days=3), "tube replaced", "engineer")
+    assert declare_epoch(session, epoch, NOW) == ("4.5.6",)
+    (held,) = store.hold_list(session)
+    assert held.study_instance_uid == "4.5.6" and "tube replaced" in (held.hold_reason or "")
+    store.save_calibration(session, calibration(1, SIGMA_REF * 1.02), NOW)
+    assert [h.study_instance_uid for h in store.hold_list(session)] == ["4.5.6"], "another tube's scan settles nothing"
 
 
 def test_the_registry_answers_with_the_certificate_of_the_day_and_never_guesses(session: Session) -> None:

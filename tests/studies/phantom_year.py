@@ -29,6 +29,7 @@ from analysis.simulation.phantom_scan import (
 )
 from analysis.simulation.phantom_weeks import WeekPlan, weekly_series
 from storage import calibrations as store
+from storage.calibration_declarations import NewEpoch, declare_epoch
 from storage.phantom_registry import save_failed_scan
 from storage.schema import open_database
 from tests.phantom_builders import MODEL_3, MONDAY, SMALL, header
@@ -112,7 +113,8 @@ def run(base: PhantomScanSpec, session: Session) -> tuple[list[Week], list[Calib
     plan = list(scans(base))
     for index, (week, spec) in enumerate(plan):
         if week == TUBE_WEEK:
-            store.declare_epoch(session, "CT1", TUBE_CHANGED, "tube replaced", "engineer")
+            epoch = NewEpoch("CT1", TUBE_CHANGED, "tube replaced", "engineer")
+            declare_epoch(session, epoch, TUBE_CHANGED)
         row, calibration = measure(session, week, spec)
         if index and rows[-1].provisional:
             previous_week, previous = plan[index - 1]
