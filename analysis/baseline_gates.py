@@ -3,6 +3,8 @@
 The absolute residuals of a unit are systematic (a published scan of unit 4541A has 5.2 HU about its line), therefore
 the change of each rod against its own baseline is judged. The baseline is the mean of the first accepted scans of the
 epoch. Until the key is in service nothing is rejected here: a bad first scan must not lock out the good ones.
+A scan that moved too far from the last accepted one is to be repeated; a repeat that confirms it is accepted: the last
+accepted one was the odd one. A level that is really new is for the baseline and the control charts to stop.
 """
 
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.calibration import JudgedGate, gate_of, reasons_of
+from analysis.gates import JudgedGate, gate_of, reasons_of
 from analysis.qc import QcLimits, equivalent_bmd
 from analysis.refusals import reason
 from analysis.results import Calibration, Gate, Reason
@@ -42,9 +44,17 @@ def judge_by_history(
     if in_service and len(accepted) >= limits.min_baseline_scans:
         judged += _baseline_gates(new, accepted[: limits.baseline_scans], limits)
     if accepted:
-        judged += _previous_gates(new, accepted[-1], in_service, limits)
+        previous = min(_references(earlier), key=lambda c: max(abs(s) for _, s in _shifts_mg_cm3(new, c, limits)))
+        judged += _previous_gates(new, previous, in_service, limits)
     findings = _moved(new, accepted[-1], limits) if accepted else ()
     return HistoryVerdict(tuple(gate for _, gate in judged), reasons_of(judged), findings)
+
+
+def _references(earlier: Sequence[Calibration]) -> tuple[Calibration, ...]:
+    """The last accepted scan, and the very last one where nothing but its distance from that one rejected it."""
+    last_accepted = next(c for c in reversed(earlier) if c.accepted)
+    failed = {r.code for r in earlier[-1].reasons if r.code.startswith("GATE_") or r.code == "QC_STOP"}
+    return (last_accepted, earlier[-1]) if failed == {"GATE_PREVIOUS"} else (last_accepted,)
 
 
 def _baseline_gates(new: Calibration, baseline: Sequence[Calibration], limits: QcLimits) -> tuple[JudgedGate, ...]:

@@ -5,13 +5,14 @@ Mindways phantoms: HU - rho_H2O on rho_K2HPO4, then sigma_CT = sigma_ref - 0.217
 A failed gate is a stored result with its reason, never an exception.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import PhantomUnusableError
+from analysis.gates import JudgedGate, gate_of, reasons_of
 from analysis.refusals import reason
 from analysis.results import (
     Calibration,
@@ -26,17 +27,13 @@ from analysis.results import (
     RodSpec,
     SeriesHeader,
 )
-from analysis.rod_fit import RodFit, fit_rods
+from analysis.rod_fit import fit_rods, noise_hu, stated_covariance
 from analysis.version import SOFTWARE_VERSION
 
 # Water displaced by K2HPO4 in solution: rho_H2O = 999.6 - 0.2174 rho_K mg/cm3 (QCT PRO User Guide v5.0)
 WATER_DISPLACED_PER_MG = 0.2174
 WATER_MG_CM3 = 999.6
 _ID_NAMESPACE = UUID("5f6f1d0a-7b1d-4c53-9a55-0a3b5b0f7a31")
-
-
-# A gate with the reason code of its failure
-JudgedGate = tuple[str, Gate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +68,15 @@ class CalibrationLimits:
     min_rod_voxels: int = 200
     max_rod_sd_ratio: float = 1.6  # SD of one rod over the median SD of all
     max_axial_slope_hu_per_mm: float = 0.1  # beyond three of its standard errors
-    max_standard_error_hu: float = 3.0
+    # noise of the rods in a reading: a move of 3 mg/cm3 between two scans, which stops, is then 3 SD or more
+    max_noise_mg_cm3: float = 1.0
+    # standard uncertainty of a rod about the line where two rods leave no residual: as of a published five-rod scan
+    two_rod_u_hu: float = 5.2
 
 
 @dataclass(frozen=True, slots=True)
 class FittedCalibration:
-    """The line of one phantom scan, its gates and, for each failed one, the reason."""
+    """The line of one phantom scan, its gates, the reason of each failed one, and findings that reject nothing."""
 
     line: CalibrationLine
     gates: tuple[Gate, ...]
@@ -84,7 +84,7 @@ class FittedCalibration:
 
     @property
     def accepted(self) -> bool:
-        return not self.reasons
+        return all(gate.passed for gate in self.gates)
 
 
 def fit_line(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], material: Material) -> CalibrationLine:
@@ -97,7 +97,7 @@ def fit_line(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], material: Mater
         beta_ref=fit.beta_ref,
         sigma_ct=fit.sigma_ref - (WATER_DISPLACED_PER_MG if two_density else 0.0),
         beta_ct=fit.beta_ref + (WATER_MG_CM3 if two_density else 0.0),
-        covariance=_as_tuples(fit),
+        covariance=_as_tuples(fit.covariance),
         r2=fit.r2,
         see_hu=fit.see_hu,
         residuals_hu=tuple(float(r) for r in fit.residuals_hu),
@@ -105,8 +105,8 @@ def fit_line(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], material: Mater
     )
 
 
-def _as_tuples(fit: RodFit) -> tuple[tuple[float, float], tuple[float, float]]:
-    (a, b), (c, d) = fit.covariance.tolist()
+def _as_tuples(covariance: NDArray[np.float64]) -> tuple[tuple[float, float], tuple[float, float]]:
+    (a, b), (c, d) = covariance.tolist()
     return (a, b), (c, d)
 
 
@@ -122,9 +122,19 @@ def fit_calibration(
     limits = limits or CalibrationLimits()
     hu = rod_hu(measurement, spec)
     line = fit_line(spec.rods, hu, spec.material)
+    if line.degrees_of_freedom == 0:
+        line = replace(line, covariance=_as_tuples(stated_covariance(spec.rods, limits.two_rod_u_hu)))
     judged = (*_line_gates(line, kvp, measurement.setup, limits), *_rod_gates(measurement, limits))
-    judged += _leave_one_out_gates(spec, hu, line, limits)
-    return FittedCalibration(line, tuple(gate for _, gate in judged), reasons_of(judged))
+    judged += (*_noise_gates(measurement, spec, line, limits), *_leave_one_out_gates(spec, hu, line, limits))
+    found = (*reasons_of(judged), *_diagnostics(line, limits))
+    return FittedCalibration(line, tuple(gate for _, gate in judged), found)
+
+
+def _diagnostics(line: CalibrationLine, limits: CalibrationLimits) -> tuple[Reason, ...]:
+    if line.degrees_of_freedom > 0:
+        return ()
+    text = f"two rods leave no residual; the line's uncertainty is that of {limits.two_rod_u_hu:.1f} HU per rod"
+    return (reason("NO_FIT_DIAGNOSTICS", text),)
 
 
 def rod_hu(measurement: PhantomMeasurement, spec: PhantomSpec) -> NDArray[np.float64]:
@@ -133,26 +143,6 @@ def rod_hu(measurement: PhantomMeasurement, spec: PhantomSpec) -> NDArray[np.flo
     if set(by_name) != {rod.name for rod in spec.rods}:
         raise ValueError(f"measured rods {sorted(by_name)}, certificate {[rod.name for rod in spec.rods]}")
     return np.array([by_name[rod.name] for rod in spec.rods])
-
-
-def gate_of(code: str, name: str, value: float, bounds: tuple[float | None, float | None]) -> JudgedGate:
-    """A gate that passes within `bounds` (None: no limit on that side), with the code of its failure."""
-    low, high = bounds
-    passed = (low is None or value >= low) and (high is None or value <= high)
-    return code, Gate(name, float(value), low, high, bool(passed))
-
-
-def reasons_of(judged: tuple[JudgedGate, ...]) -> tuple[Reason, ...]:
-    return tuple(reason(code, describe_gate(gate)) for code, gate in judged if not gate.passed)
-
-
-def describe_gate(gate: Gate) -> str:
-    """One sentence: what was found and what was expected."""
-    bounds = [
-        f">= {gate.low:.4g}" if gate.low is not None else "",
-        f"<= {gate.high:.4g}" if gate.high is not None else "",
-    ]
-    return f"{gate.name} is {gate.value:.5g}, expected {' and '.join(b for b in bounds if b)}"
 
 
 def sigma_ref_bounds(kvp: float, setup: PhantomSetup, limits: CalibrationLimits) -> tuple[float, float]:
@@ -167,16 +157,22 @@ def sigma_ref_bounds(kvp: float, setup: PhantomSetup, limits: CalibrationLimits)
 def _line_gates(
     line: CalibrationLine, kvp: float, setup: PhantomSetup, limits: CalibrationLimits
 ) -> tuple[JudgedGate, ...]:
-    largest = max(abs(r) for r in line.residuals_hu)
     beta = (-limits.max_beta_ct_hu, limits.max_beta_ct_hu)
     low, high = sigma_ref_bounds(kvp, setup, limits)
     low -= limits.hydroxyapatite_lowering if line.material is Material.HA else 0.0
     return (
+        *(_scatter_gates(line, limits) if line.degrees_of_freedom > 0 else ()),
+        gate_of("GATE_SIGMA", "sigma_ref", line.sigma_ref, (low, high)),
+        gate_of("GATE_BETA", "beta_ct_hu", line.beta_ct, beta),
+    )
+
+
+def _scatter_gates(line: CalibrationLine, limits: CalibrationLimits) -> tuple[JudgedGate, ...]:
+    largest = max(abs(r) for r in line.residuals_hu)
+    return (
         gate_of("GATE_R2", "r2", line.r2, (limits.min_r2, None)),
         gate_of("GATE_SEE", "see_hu", line.see_hu, (None, limits.max_see_hu)),
         gate_of("GATE_RESIDUAL", "max_residual_hu", largest, (None, limits.max_residual_hu)),
-        gate_of("GATE_SIGMA", "sigma_ref", line.sigma_ref, (low, high)),
-        gate_of("GATE_BETA", "beta_ct_hu", line.beta_ct, beta),
     )
 
 
@@ -185,7 +181,6 @@ def _rod_gates(measurement: PhantomMeasurement, limits: CalibrationLimits) -> tu
     sds = np.array([rod.sd_hu for rod in rods])
     sd_ratio = float(sds.max() / max(float(np.median(sds)), 1.0))
     slope = max(max(abs(rod.axial_slope_hu_per_mm) - 3.0 * rod.axial_slope_se_hu_per_mm, 0.0) for rod in rods)
-    error = max(rod.standard_error_hu for rod in rods)
     voxels = min(rod.n_voxels for rod in rods)
     ratio = limits.min_assignment_ratio
     return (
@@ -194,7 +189,18 @@ def _rod_gates(measurement: PhantomMeasurement, limits: CalibrationLimits) -> tu
         gate_of("GATE_VOXELS", "min_rod_voxels", voxels, (limits.min_rod_voxels, None)),
         gate_of("GATE_ROD_SD", "max_rod_sd_ratio", sd_ratio, (None, limits.max_rod_sd_ratio)),
         gate_of("GATE_AXIAL_SLOPE", "axial_slope_hu_per_mm", slope, (None, limits.max_axial_slope_hu_per_mm)),
-        gate_of("GATE_STANDARD_ERROR", "max_standard_error_hu", error, (None, limits.max_standard_error_hu)),
+    )
+
+
+def _noise_gates(
+    measurement: PhantomMeasurement, spec: PhantomSpec, line: CalibrationLine, limits: CalibrationLimits
+) -> tuple[JudgedGate, ...]:
+    by_name = {rod.name: rod.standard_error_hu for rod in measurement.rods}
+    errors = np.array([by_name[rod.name] for rod in spec.rods])
+    return tuple(
+        gate_of("GATE_STANDARD_ERROR", f"noise_{level:.0f}_mg_cm3", noise, (None, limits.max_noise_mg_cm3))
+        for level in limits.bmd_levels_mg_cm3
+        for noise in [noise_hu(spec.rods, errors, level) / abs(line.sigma_ct)]
     )
 
 

@@ -143,7 +143,7 @@ def _choose_in(
         bracketing_id=after.id if after else None,
         interpolation_weight=weight,
         terms=(*age_terms, *terms),
-        flags=(*age_flags, *flags, *rejected_since, *_repeat_flags(series, at, limits)),
+        flags=(*age_flags, *flags, *_unchecked_line(before), *rejected_since, *_repeat_flags(series, at, limits)),
     )
 
 
@@ -258,6 +258,10 @@ def _rejected_after(series: CalibrationSeries, at: datetime) -> tuple[Reason, ..
     if following and not following[0].accepted:
         return (reason("CALIBRATION_REJECTED_SINCE", "the phantom scan after this patient scan was rejected"),)
     return ()
+
+
+def _unchecked_line(calibration: Calibration) -> tuple[Reason, ...]:
+    return tuple(r for r in calibration.reasons if r.code == "NO_FIT_DIAGNOSTICS")
 
 
 def _repeat_flags(series: CalibrationSeries, at: datetime, limits: ChoiceLimits) -> tuple[Reason, ...]:

@@ -48,7 +48,7 @@ def looks_like_phantom(volume: CtVolume, specs: tuple[PhantomSpec, ...]) -> bool
     """Quick answer from a few sections: do the rods of one of these phantoms lie in the volume?"""
     hu = volume.hu.astype(np.float32, copy=False)
     looks = tuple(looks_at(hu, volume.spacing_mm, QUICK_SECTIONS))
-    finds = [find_phantom(looks, spec) for spec in specs if len(spec.rods) >= 3]
+    finds = (find for spec in specs if len(spec.rods) >= 3 for find in find_phantom(looks, spec))
     return any(f.is_phantom and _first_straight(hu, volume.spacing_mm, f) is not None for f in finds)
 
 
@@ -64,9 +64,7 @@ def measure_phantom(volume: CtVolume, spec: PhantomSpec, limits: PhantomLimits |
     limits = limits or PhantomLimits()
     _check_type(spec)
     hu = volume.hu.astype(np.float32, copy=False)
-    find = find_phantom(looks_at(hu, volume.spacing_mm), spec)
-    _confirm(find, spec)
-    placement, axes = _followed(hu, volume.spacing_mm, find)
+    placement, axes = _followed(hu, volume.spacing_mm, spec)
     _check_axes(axes, jump_mm(axes, hu, volume.spacing_mm), limits)
     slices = usable_slices(axes, len(hu), volume.spacing_mm[0])
     _check_slices(slices, limits)
@@ -80,29 +78,35 @@ def measure_phantom(volume: CtVolume, spec: PhantomSpec, limits: PhantomLimits |
 
 
 def _check_type(spec: PhantomSpec) -> None:
-    if len(spec.rods) < 3:
-        text = f"{spec.phantom_type} has {len(spec.rods)} rods; naming needs 3 or more, measure this phantom by hand"
+    if len(spec.rods) < 2:
+        text = f"{spec.phantom_type} {spec.serial} has {len(spec.rods)} rods; a line needs two or more"
         raise PhantomUnusableError("PHANTOM_TYPE_UNSUPPORTED", text)
 
 
-def _confirm(find: Find, spec: PhantomSpec) -> None:
-    if not find.is_phantom:
+def _followed(
+    hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], spec: PhantomSpec
+) -> tuple[Placement, RodAxes]:
+    """The first row that goes straight through the slices, with its axes."""
+    best = None
+    for find in find_phantom(looks_at(hu, spacing_mm), spec):
+        best = best or find
+        straight = _first_straight(hu, spacing_mm, find) if find.is_phantom else None
+        if straight is not None:
+            placement, axes = straight
+            _check_inside(placement)
+            return placement, recentred(axes, hu, spacing_mm)
+    raise _not_found(best, spec)
+
+
+def _not_found(best: Find | None, spec: PhantomSpec) -> PhantomNotFoundError:
+    if best is None or best.is_phantom:
+        text = "circles in a row, but no straight rods along the slices; expected parallel rods; check the series"
+    else:
         text = (
-            f"{find.explanation}; expected the {len(spec.rods)} parallel rods of {spec.phantom_type} {spec.serial}; "
+            f"{best.explanation}; expected the {len(spec.rods)} parallel rods of {spec.phantom_type} {spec.serial}; "
             "check that this series shows the phantom"
         )
-        raise PhantomNotFoundError("NOT_A_PHANTOM", text)
-
-
-def _followed(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], find: Find) -> tuple[Placement, RodAxes]:
-    """The first row that goes straight through the slices, with its axes."""
-    straight = _first_straight(hu, spacing_mm, find)
-    if straight is None:
-        text = "circles in a row, but no straight rods along the slices; expected parallel rods; check the series"
-        raise PhantomNotFoundError("NOT_A_PHANTOM", text)
-    placement, axes = straight
-    _check_inside(placement)
-    return placement, recentred(axes, hu, spacing_mm)
+    return PhantomNotFoundError("NOT_A_PHANTOM", text)
 
 
 def _first_straight(

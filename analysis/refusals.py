@@ -37,7 +37,8 @@ REASONS: dict[str, ReasonText] = {
     "PHANTOM_TILTED": ReasonText("The phantom lies too oblique", "Straighten the phantom and scan it again"),
     "PHANTOM_MOVED": ReasonText("The phantom moved during the scan", "Scan the phantom again"),
     "AIR_GAP": ReasonText("Air between the phantom and the body on it", "Close the gap and scan the phantom again"),
-    "PHANTOM_TYPE_UNSUPPORTED": ReasonText("This phantom type cannot be measured automatically", "Use a phantom with three rods or more"),
+    "PHANTOM_TYPE_UNSUPPORTED": ReasonText("This phantom type cannot be measured automatically", "Enter the rods of the certificate"),
+    "NO_FIT_DIAGNOSTICS": ReasonText("Two rods: the line cannot be checked against the rods", "Prefer a phantom with three rods or more"),
     "ROD_ORDER_DIFFERS": ReasonText("The order of the rods differs from the unverified template", "Confirm the phantom's geometry"),
     "SLICES_DROPPED": ReasonText("Disturbed slices were left out", "Look at the phantom images"),
     # calibration gates
@@ -51,7 +52,7 @@ REASONS: dict[str, ReasonText] = {
     "GATE_VOXELS": ReasonText("Too few voxels in a rod", "Scan a longer part of the phantom"),
     "GATE_ROD_SD": ReasonText("One rod is much noisier than the others", "Look for artefacts and scan again"),
     "GATE_AXIAL_SLOPE": ReasonText("A rod's CT number drifts along the scan", "Look for artefacts and scan again"),
-    "GATE_STANDARD_ERROR": ReasonText("A rod's mean is too uncertain", "Scan a longer part of the phantom or with more dose"),
+    "GATE_STANDARD_ERROR": ReasonText("The noise makes the line too uncertain", "Scan a longer part of the phantom or with more dose"),
     "GATE_LEAVE_ONE_OUT": ReasonText("The line depends too much on one rod", "Check the phantom and scan it again"),
     "GATE_BASELINE_SEE": ReasonText("The scatter about the line changed against the baseline", "Scan the phantom again"),
     "GATE_BASELINE_SIGMA": ReasonText("The slope left the baseline", "Check tube voltage and set-up, call the physicist"),

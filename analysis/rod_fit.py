@@ -36,15 +36,24 @@ def densities_mg_cm3(rods: Sequence[RodSpec]) -> NDArray[np.float64]:
     return np.array([rod.density_mg_cm3 for rod in rods])
 
 
+def _design(rods: Sequence[RodSpec]) -> NDArray[np.float64]:
+    return np.column_stack([densities_mg_cm3(rods), np.ones(len(rods))])
+
+
+def stated_covariance(rods: Sequence[RodSpec], u_hu: float) -> NDArray[np.float64]:
+    """Covariance of (sigma, beta) when every rod has the standard uncertainty `u_hu`, independent of the others."""
+    design = _design(rods)
+    return np.asarray(u_hu**2 * np.linalg.inv(design.T @ design), np.float64)
+
+
 def fit_rods(rods: Sequence[RodSpec], hu: NDArray[np.float64]) -> RodFit:
     """Fit the line; covariance = SEE^2 (A'A)^-1 with A = [density, 1]."""
-    density = densities_mg_cm3(rods)
+    design = _design(rods)
     response = np.asarray(hu, float) - water_mg_cm3(rods)
-    design = np.column_stack([density, np.ones_like(density)])
     inverse = np.linalg.inv(design.T @ design)
     sigma, beta = inverse @ design.T @ response
     residuals = np.asarray(response - design @ np.array([sigma, beta]), np.float64)
-    freedom = len(density) - 2
+    freedom = len(rods) - 2
     variance = float(residuals @ residuals) / freedom if freedom > 0 else 0.0
     total = float(((response - response.mean()) ** 2).sum())
     r2 = 1.0 - float(residuals @ residuals) / total if total > 0 else 0.0
@@ -87,3 +96,14 @@ def assignment_of(order: tuple[int, ...], rods: Sequence[RodSpec], hu: NDArray[n
 def best_assignment(rods: Sequence[RodSpec], hu: NDArray[np.float64]) -> Assignment:
     orders, sees = assignment_sees_hu(rods, hu)
     return assignment_of(orders[int(np.argmin(sees))], rods, hu)
+
+
+def noise_hu(rods: Sequence[RodSpec], errors_hu: NDArray[np.float64], level_mg_cm3: float) -> float:
+    """Standard error of the fitted line at a density from those of the rods' means.
+
+    A rod's error moves the line there by its share 1/n + (level - mean) (rho - mean) / sum (rho - mean)^2.
+    """
+    centred = densities_mg_cm3(rods) - densities_mg_cm3(rods).mean()
+    from_mean = level_mg_cm3 - densities_mg_cm3(rods).mean()
+    share = 1.0 / len(rods) + from_mean * centred / float(centred @ centred)
+    return float(np.sqrt(np.sum((share * errors_hu) ** 2)))

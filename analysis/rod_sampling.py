@@ -1,4 +1,8 @@
-"""Mean, scatter and standard error of each rod inside 60 % of its radius, disturbed and end slices left out."""
+"""Mean, scatter and standard error of each rod inside 60 % of its radius, disturbed and end slices left out.
+
+The rods of a scan share kernel and slice profile, therefore how far its noise is correlated in the plane and along the
+slices is estimated from all rods together: one rod's few slices say too little about either.
+"""
 
 from dataclasses import dataclass
 
@@ -11,6 +15,7 @@ SAMPLE_FRACTION = 0.6  # of the radius
 TRIM_FRACTION = 0.1  # of the voxels, at each end
 END_MARGIN_MM = 5.0  # beyond the last block that shows the rods
 DISTURBED_SDS, DISTURBED_FLOOR_HU = 4.5, 3.0  # of a slice's mean from the rod's straight line along the slices
+MIN_SLICES, LARGEST_LAG = 4, 0.9  # to estimate the correlation of the noise
 CORRELATED_VOXELS = 6.0  # noise of a soft kernel at 0.7 mm pixels: voxels per independent value
 OUTLIER_SDS, OUTLIER_FLOOR_HU = 6.0, 20.0  # of a voxel from the rod's median
 
@@ -47,11 +52,63 @@ def sample_rods(
 ) -> tuple[RodSample, ...]:
     """One sample per rod; hu is (slices, rows, columns)."""
     radius = SAMPLE_FRACTION * axes.radius_mm
-    samples = []
-    for rod in range(len(axes.at_zero_mm)):
-        values = [_disc(hu[k], spacing_mm[1:], axes.centres_mm(k * spacing_mm[0])[rod], radius) for k in slices]
-        samples.append(_statistics(values, np.array(slices) * spacing_mm[0]))
-    return tuple(samples)
+    z_mm = np.array(slices) * spacing_mm[0]
+    rods = [
+        _Rod.of([_disc(hu[k], spacing_mm[1:], axes.centres_mm(k * spacing_mm[0])[rod], radius) for k in slices], z_mm)
+        for rod in range(len(axes.at_zero_mm))
+    ]
+    correlation = _correlation(rods)
+    return tuple(_statistics(rod, correlation) for rod in rods)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rod:
+    """One rod's voxels slice by slice, and what its undisturbed slices say."""
+
+    voxels: list[NDArray[np.float64]]
+    good: NDArray[np.bool_]  # (n_slices,)
+    z_mm: NDArray[np.float64]  # of the good slices
+    slope_hu_per_mm: float
+    rest_hu: NDArray[np.float64]  # of the good slices' means from their straight line
+    kept: NDArray[np.float64]  # voxels of the good slices
+
+    @classmethod
+    def of(cls, voxels: list[NDArray[np.float64]], z_mm: NDArray[np.float64]) -> "_Rod":
+        means = np.array([v.mean() if v.size else np.nan for v in voxels])
+        good = _undisturbed(means, z_mm, _slice_error_hu(voxels))
+        kept = np.concatenate([v for v, ok in zip(voxels, good, strict=True) if ok] or [np.array([np.nan])])
+        centred = z_mm[good] - z_mm[good].mean() if good.any() else z_mm[good]
+        slope = float(centred @ means[good]) / max(float(centred @ centred), 1e-9)
+        return cls(voxels, good, z_mm[good], slope, means[good] - means[good].mean() - slope * centred, kept)
+
+    @property
+    def white_variance(self) -> float:
+        """Variance of a slice's mean, HU^2, if its voxels were independent."""
+        return float(self.kept.var()) * len(self.z_mm) / max(self.kept.size, 1)
+
+    @property
+    def excess(self) -> float:
+        """Variance of the slice means over that of independent voxels."""
+        return float(self.rest_hu @ self.rest_hu) / max(len(self.rest_hu) - 2, 1) / max(self.white_variance, 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class _Correlation:
+    """Voxels per independent value in the plane, and the correlation of neighbouring slices (AR(1))."""
+
+    voxels: float
+    lag: float
+
+
+def _correlation(rods: list[_Rod]) -> _Correlation:
+    """Pooled over the rods; a straight line through n white values leaves a lag-one correlation of -2 / n."""
+    used = [r for r in rods if len(r.rest_hu) >= MIN_SLICES]
+    if not used:
+        return _Correlation(CORRELATED_VOXELS, 0.0)
+    products = sum(float(r.rest_hu[1:] @ r.rest_hu[:-1]) for r in used)
+    squares = sum(float(r.rest_hu @ r.rest_hu) for r in used)
+    lag = products / max(squares, 1e-9) + 2.0 / float(np.mean([len(r.rest_hu) for r in used]))
+    return _Correlation(float(np.median([r.excess for r in used])), float(np.clip(lag, 0.0, LARGEST_LAG)))
 
 
 def _disc(
@@ -65,22 +122,32 @@ def _disc(
     return np.asarray(image[np.ix_(rows, columns)][squared <= radius_mm**2], np.float64)
 
 
-def _statistics(values: list[NDArray[np.float64]], z_mm: NDArray[np.float64]) -> RodSample:
-    means = np.array([v.mean() if v.size else np.nan for v in values])
-    good = _undisturbed(means, z_mm, _slice_error_hu(values))
-    kept = np.concatenate([v for v, ok in zip(values, good, strict=True) if ok] or [np.array([np.nan])])
-    slope, slope_se = _slope(means[good], z_mm[good])
+def _statistics(rod: _Rod, correlation: _Correlation) -> RodSample:
+    mean_error, slope_error = _standard_errors(rod, correlation)
     return RodSample(
-        hu=trimmed_mean(kept),
-        sd_hu=float(kept.std(ddof=1)) if kept.size > 1 else float("nan"),
-        n_voxels=int(kept.size),
-        axial_slope_hu_per_mm=slope,
-        axial_slope_se_hu_per_mm=slope_se,
-        standard_error_hu=_standard_error(means[good], kept),
-        disturbed_slices=float(1.0 - good.mean()),
-        outliers=_outlier_share(np.concatenate(values) if values else kept),
-        n_slices=int(good.sum()),
+        hu=trimmed_mean(rod.kept),
+        sd_hu=float(rod.kept.std(ddof=1)) if rod.kept.size > 1 else float("nan"),
+        n_voxels=int(rod.kept.size),
+        axial_slope_hu_per_mm=rod.slope_hu_per_mm,
+        axial_slope_se_hu_per_mm=slope_error,
+        standard_error_hu=mean_error,
+        disturbed_slices=float(1.0 - rod.good.mean()),
+        outliers=_outlier_share(np.concatenate(rod.voxels) if rod.voxels else rod.kept),
+        n_slices=int(rod.good.sum()),
     )
+
+
+def _standard_errors(rod: _Rod, correlation: _Correlation) -> tuple[float, float]:
+    """Of the mean and of the slope along z; a rod that scatters clearly more than the others keeps its own scatter."""
+    n = len(rod.rest_hu)
+    if n < MIN_SLICES:
+        return float(np.sqrt(CORRELATED_VOXELS * rod.white_variance / max(n, 1))), float("inf")
+    clearly = correlation.voxels * (1.0 + 3.0 * np.sqrt(2.0 / (n - 2)))
+    variance = rod.white_variance * (rod.excess if rod.excess > clearly else correlation.voxels)
+    neighbours = correlation.lag ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    centred = rod.z_mm - rod.z_mm.mean()
+    slope_variance = variance * float(centred @ neighbours @ centred) / float(centred @ centred) ** 2
+    return float(np.sqrt(variance * neighbours.mean())), float(np.sqrt(slope_variance))
 
 
 def trimmed_mean(values: NDArray[np.float64]) -> float:
@@ -106,30 +173,6 @@ def _undisturbed(means: NDArray[np.float64], z_mm: NDArray[np.float64], noise_hu
     off = np.abs(off - np.median(off))
     spread = max(1.4826 * float(np.median(off)), noise_hu)
     return np.asarray(off <= max(DISTURBED_SDS * spread, DISTURBED_FLOOR_HU))
-
-
-def _slope(means: NDArray[np.float64], z_mm: NDArray[np.float64]) -> tuple[float, float]:
-    if len(means) < 3:
-        return 0.0, float("inf")
-    centred = z_mm - z_mm.mean()
-    spread = float(centred @ centred)
-    slope = float(centred @ means) / spread
-    rest = means - means.mean() - slope * centred
-    return slope, float(np.sqrt(rest @ rest / (len(means) - 2) / spread))
-
-
-def _standard_error(means: NDArray[np.float64], voxels: NDArray[np.float64]) -> float:
-    """From the scatter of slice means, so that in-plane correlation is in it, widened for correlated neighbours.
-
-    Lag-one autocorrelation r gives the variance factor (1 + r) / (1 - r) of an AR(1) series.
-    """
-    if len(means) < 3:
-        return float(voxels.std() * np.sqrt(CORRELATED_VOXELS / max(voxels.size, 1)))
-    rest = means - means.mean()
-    lag = float(rest[1:] @ rest[:-1] / max(rest @ rest, 1e-12))
-    lag = float(np.clip(lag, 0.0, 0.6))
-    factor = (1 + lag) / (1 - lag)
-    return float(np.sqrt(factor * means.var(ddof=1) / len(means)))
 
 
 def _outlier_share(voxels: NDArray[np.float64]) -> float:

@@ -46,21 +46,30 @@ def looks_at(
         yield Look(image, find_circles(image))
 
 
-def find_phantom(looks: Iterable[Look], spec: PhantomSpec) -> Find:
-    """The best find; looking ends as soon as the rods are clear."""
-    finds = []
+def find_phantom(looks: Iterable[Look], spec: PhantomSpec) -> Iterator[Find]:
+    """Finds in the order in which they deserve to be followed: a clear one as soon as it is seen, then the others.
+
+    A section may reach beyond the phantom's end, where its rods are mixed with air; the next one does not.
+    """
+    others = []
     for look in looks:
-        finds.append(_search(look, spec))
-        if finds[-1].is_phantom and _is_convincing(finds[-1].placements[0]):
-            return finds[-1]
-    return min(finds, key=_rank)
+        find = _search(look, spec)
+        if find.is_phantom and _is_convincing(find.placements[0]):
+            yield find
+        else:
+            others.append(find)
+    yield from sorted(others, key=_rank)
 
 
 def _sections(n_slices: int, spacing_mm: float, most: int) -> list[slice]:
-    """Sections of about 20 mm spread over the volume, the middle one first."""
+    """Sections of about 20 mm spread over the volume; their number is odd, so that one lies in the middle: it is first.
+
+    A scan longer than a section is looked at in three places at least: its ends may lie beyond the phantom.
+    """
     thick = min(n_slices, max(1, round(SEED_MM / spacing_mm)))
-    count = int(np.clip(n_slices // thick, 1, most))
-    starts = np.linspace(0, n_slices - thick, count).round().astype(int) if count > 1 else [(n_slices - thick) // 2]
+    count = int(np.clip(n_slices // thick, 3, most)) if n_slices > thick else 1
+    count += (count + 1) % 2 if count < most else -((count + 1) % 2)
+    starts = np.linspace(0, n_slices - thick, count).round().astype(int) if count > 1 else [0]
     middle = (n_slices - thick) / 2
     return [slice(int(s), int(s) + thick) for s in sorted(starts, key=lambda s: abs(s - middle))]
 
@@ -106,6 +115,8 @@ def _fits_certificate(placement: Placement) -> bool:
     mean_score = placement.score / max(found, 1)
     if outside:
         return found >= 2 and mean_score >= CLEAR_SCORE and placement.residual_hu <= CONVINCING_HU
+    if len(placement.found) == 2:  # nearly every pair fits some line: both must be clear, the tracking decides
+        return found == 2 and mean_score >= CLEAR_SCORE and placement.residual_hu <= CONVINCING_HU
     if found < 3:
         return mean_score >= 0.5 and placement.residual_hu <= CONVINCING_HU
     return placement.score >= POSSIBLE_SCORE and placement.residual_hu <= POSSIBLE_HU

@@ -224,7 +224,7 @@ def calibrations(
     new_epoch: Annotated[
         str | None, typer.Option(help="the scanner of this key changed (tube, service): earlier scans end")
     ] = None,
-    since: Annotated[str | None, typer.Option(help="when it changed, for example 2026-05-01T07:30; default now")] = None,
+    since: Annotated[str | None, typer.Option(help="when it changed, as 2026-05-01T07:30; default now")] = None,
     reason: Annotated[str, typer.Option(help="why it is declared; recorded")] = "",
 ) -> None:
     """List calibration keys with states, ages and when the next scan is due, and what the site declared."""

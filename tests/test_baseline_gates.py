@@ -97,6 +97,17 @@ def test_the_move_counts_from_the_last_accepted_scan_not_from_a_rejected_one() -
     assert codes(calibration(12.1), series) == set()
 
 
+def test_a_repeat_that_confirms_the_move_is_accepted_since_the_scan_before_was_the_odd_one() -> None:
+    odd = judged(calibration(12, beta_ref=BETA_REF + 3.6), steady(), WIDE)
+    assert odd.accepted
+    series = CalibrationSeries(odd.key, (*steady().calibrations, odd))
+    back = judged(calibration(13, beta_ref=BETA_REF - 0.9), series, WIDE)
+    assert {r.code for r in back.reasons} == {"GATE_PREVIOUS", "QC_PREVIOUS"}
+    series = replace(series, calibrations=(*series.calibrations, back))
+    assert judged(calibration(13.1, beta_ref=BETA_REF - 1.0), series, WIDE).accepted
+    assert not judged(calibration(13.1, beta_ref=BETA_REF - 6.0), series, WIDE).accepted
+
+
 def test_while_a_key_is_commissioned_moves_are_measured_and_said_but_reject_nothing() -> None:
     """Else a bad first scan would lock out all the good ones."""
     first = calibration(0, beta_ref=BETA_REF + 8)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from analysis.bmd import line_uncertainty_mg_cm3
 from analysis.calibration import (
     CalibrationLimits,
     build_calibration,
@@ -15,9 +16,9 @@ from analysis.calibration import (
 from analysis.calibration_report import calibration_report
 from analysis.errors import PhantomUnusableError
 from analysis.phantom_types import PHANTOM_TYPES, phantom_spec
-from analysis.results import Material, PhantomSetup, RodSpec
+from analysis.results import Material, PhantomSetup, RodMeasurement, RodSpec
 from analysis.rod_fit import assignment_of, best_assignment
-from tests.phantom_builders import GOLDEN, GOLDEN_HU, MODEL_3, calibration, header, measurement, rods_hu
+from tests.phantom_builders import GOLDEN, GOLDEN_HU, MODEL_3, SIGMA_REF, calibration, header, measurement, rods_hu
 
 GOLDEN_ARRAY = np.array(GOLDEN_HU)
 
@@ -100,6 +101,36 @@ def test_water_that_reads_40_hu_is_not_accepted() -> None:
     assert codes(fit_calibration(measurement(rods_hu(1.5, -959.0)), MODEL_3, 120.0)) == {"GATE_BETA"}
 
 
+def test_two_rods_are_accepted_without_fit_diagnostics_and_with_a_stated_uncertainty() -> None:
+    """No residual is left: R2 = 1 and SEE = 0 would say nothing, the uncertainty of the line is the stated one."""
+    spec = phantom_spec("O-1", "Siemens OSTEO")
+    rods = tuple(
+        RodMeasurement(rod.name, 1.3 * rod.density_mg_cm3 + 4.0, 12.0, 4000, (0.0, 0.0, 0.0), 0.0, 0.3, 0.005)
+        for rod in spec.rods
+    )
+    fitted = fit_calibration(replace(measurement(GOLDEN_HU), rods=rods), spec, 120.0)
+    assert fitted.accepted and codes(fitted) == {"NO_FIT_DIAGNOSTICS"}
+    assert not {"r2", "see_hu", "max_residual_hu"} & {gate.name for gate in fitted.gates}
+    assert fitted.line.to_bmd_mg_cm3(134.0) == pytest.approx(100.0)
+    halfway = line_uncertainty_mg_cm3(fitted.line, 100.0)
+    assert halfway == pytest.approx(5.2 / np.sqrt(2) / 1.3), "the mean of two rods of 5.2 HU each"
+    swapped = replace(measurement(GOLDEN_HU), rods=(replace(rods[0], name="B"), replace(rods[1], name="A")))
+    assert "GATE_SIGMA" in codes(fit_calibration(swapped, spec, 120.0))
+
+
+def test_noise_counts_by_what_it_does_to_a_reading() -> None:
+    """Five rods with 2.8 HU each give 0.96 mg/cm3 at 100 mg/cm3 of a slope of 1.33; the same on a flat slope more."""
+    noisy = replace(
+        measurement(rods_hu()), rods=tuple(replace(r, standard_error_hu=2.8) for r in measurement(rods_hu()).rods)
+    )
+    at_80 = next(g for g in fit_calibration(noisy, MODEL_3, 120.0).gates if g.name == "noise_80_mg_cm3")
+    draws = np.random.default_rng(1).normal(rods_hu(), 2.8, (4000, 5))
+    hu = 80.0 * (SIGMA_REF - 0.2174)
+    readings = [fit_line(MODEL_3.rods, d, Material.K2HPO4).to_bmd_mg_cm3(hu) for d in draws]
+    assert at_80.value == pytest.approx(np.std(readings), rel=0.05)
+    assert at_80.passed
+
+
 def test_every_gate_carries_its_number_its_limits_and_its_verdict() -> None:
     fitted = fit_calibration(measurement(GOLDEN_HU), MODEL_3, 120.0, CalibrationLimits(max_see_hu=3.0))
     see = next(gate for gate in fitted.gates if gate.name == "see_hu")
@@ -114,7 +145,7 @@ def test_every_gate_carries_its_number_its_limits_and_its_verdict() -> None:
         ({"n_voxels": 90}, "GATE_VOXELS"),
         ({"sd_hu": 40.0}, "GATE_ROD_SD"),
         ({"axial_slope_hu_per_mm": 0.3}, "GATE_AXIAL_SLOPE"),
-        ({"standard_error_hu": 5.0}, "GATE_STANDARD_ERROR"),
+        ({"standard_error_hu": 9.0}, "GATE_STANDARD_ERROR"),
     ],
 )
 def test_a_badly_measured_rod_fails_its_own_gate(change: dict[str, float], code: str) -> None:

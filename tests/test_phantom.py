@@ -199,8 +199,19 @@ def test_hydroxyapatite_phantoms_are_measured_too(name: str) -> None:
         assert abs(rod.hu - truth) <= max(1.0, 3 * rod.standard_error_hu)
 
 
-def test_a_phantom_of_two_rods_is_not_named_automatically() -> None:
-    assert refusal(scan(), "Siemens OSTEO") == "PHANTOM_TYPE_UNSUPPORTED"
+@pytest.mark.parametrize("reversed_order", [False, True])
+def test_a_phantom_of_two_rods_is_measured_and_named_by_its_slope(reversed_order: bool) -> None:
+    """Two rods fit any line: only a positive, physical slope tells which is which."""
+    spec = phantom_spec("O-1", "Siemens OSTEO")
+    geometry = PadGeometry(pad_hu=-100.0, pitch_mm=28.0, reversed_order=reversed_order)
+    simulated, found = measured(scan(phantom=spec, sigma_ref=1.35, beta_ref=2.0, geometry=geometry))
+    for rod, truth in zip(found.rods, simulated.rod_hu, strict=True):
+        assert abs(rod.hu - truth) <= max(1.0, 3 * rod.standard_error_hu)
+
+
+def test_a_body_of_two_tubes_is_not_a_phantom_of_two_rods() -> None:
+    with pytest.raises(PhantomNotFoundError):
+        measure_phantom(body_without_phantom(40.0), phantom_spec("O-1", "Siemens OSTEO"))
 
 
 @pytest.mark.parametrize(

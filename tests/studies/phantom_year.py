@@ -99,8 +99,9 @@ def measure(session: Session, week: float, spec: PhantomScanSpec) -> tuple[Week,
         )
         return Week(f"{week:.1f}", week, refusal.code, time.process_time() - started, None), None
     seconds = time.process_time() - started
-    calibration = store.judge(session, build_calibration(header(week), MODEL_3, measured))
-    store.save_calibration(session, calibration, calibration.acquired)
+    own = build_calibration(header(week), MODEL_3, measured)
+    calibration = store.judge(session, own)
+    store.save_calibration(session, own, own.acquired)
     verdict = "accepted" if calibration.accepted else "rejected"
     codes = sorted({r.code for r in calibration.reasons})
     text = f"{verdict} {', '.join(codes)}".strip()
