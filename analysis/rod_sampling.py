@@ -86,10 +86,14 @@ class _Rod:
         """Variance of a slice's mean, HU^2, if its voxels were independent."""
         return float(self.kept.var()) * len(self.z_mm) / max(self.kept.size, 1)
 
-    @property
-    def excess(self) -> float:
-        """Variance of the slice means over that of independent voxels."""
-        return float(self.rest_hu @ self.rest_hu) / max(len(self.rest_hu) - 2, 1) / max(self.white_variance, 1e-9)
+    def excess(self, lag: float) -> float:
+        """Variance of the slice means over that of independent voxels.
+
+        A straight line takes more than two degrees of freedom from correlated values: n - trace(Q' R Q).
+        """
+        line, _ = np.linalg.qr(np.column_stack([np.ones_like(self.z_mm), self.z_mm - self.z_mm.mean()]))
+        freedom = len(self.z_mm) - float(np.trace(line.T @ _neighbours(len(self.z_mm), lag) @ line))
+        return float(self.rest_hu @ self.rest_hu) / max(freedom, 1.0) / max(self.white_variance, 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +111,14 @@ def _correlation(rods: list[_Rod]) -> _Correlation:
         return _Correlation(CORRELATED_VOXELS, 0.0)
     products = sum(float(r.rest_hu[1:] @ r.rest_hu[:-1]) for r in used)
     squares = sum(float(r.rest_hu @ r.rest_hu) for r in used)
-    lag = products / max(squares, 1e-9) + 2.0 / float(np.mean([len(r.rest_hu) for r in used]))
-    return _Correlation(float(np.median([r.excess for r in used])), float(np.clip(lag, 0.0, LARGEST_LAG)))
+    raw = products / max(squares, 1e-9) + 2.0 / float(np.mean([len(r.rest_hu) for r in used]))
+    lag = float(np.clip(raw, 0.0, LARGEST_LAG))
+    return _Correlation(float(np.mean([r.excess(lag) for r in used])), lag)
+
+
+def _neighbours(n: int, lag: float) -> NDArray[np.float64]:
+    """Correlation of the slices with each other, (n, n)."""
+    return np.asarray(lag ** np.abs(np.subtract.outer(np.arange(n), np.arange(n))), np.float64)
 
 
 def _disc(
@@ -143,8 +153,9 @@ def _standard_errors(rod: _Rod, correlation: _Correlation) -> tuple[float, float
     if n < MIN_SLICES:
         return float(np.sqrt(CORRELATED_VOXELS * rod.white_variance / max(n, 1))), float("inf")
     clearly = correlation.voxels * (1.0 + 3.0 * np.sqrt(2.0 / (n - 2)))
-    variance = rod.white_variance * (rod.excess if rod.excess > clearly else correlation.voxels)
-    neighbours = correlation.lag ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    own = rod.excess(correlation.lag)
+    variance = rod.white_variance * (own if own > clearly else correlation.voxels)
+    neighbours = _neighbours(n, correlation.lag)
     centred = rod.z_mm - rod.z_mm.mean()
     slope_variance = variance * float(centred @ neighbours @ centred) / float(centred @ centred) ** 2
     return float(np.sqrt(variance * neighbours.mean())), float(np.sqrt(slope_variance))
