@@ -26,10 +26,11 @@ def performance_png(shares: NDArray[np.float64], classes: NDArray[np.intp], titl
     return _png(figure)
 
 
-def selection_png(frequencies: Sequence[tuple[str, float]], selected: Sequence[str]) -> bytes:
+def selection_png(frequencies: Sequence[tuple[str, float]], selected: Sequence[str], title: str) -> bytes:
     """How often each feature was selected over the bootstraps; those of the model are filled."""
     shown = list(frequencies[:25])[::-1]
     figure = Figure(figsize=(8, 0.28 * len(shown) + 1.4), layout="constrained")
+    figure.suptitle(title)
     axis = figure.subplots()
     colours = ["#2166ac" if name in selected else "#c9d7e8" for name, _ in shown]
     axis.barh([name for name, _ in shown], [share for _, share in shown], color=colours)

@@ -160,7 +160,7 @@ def write_model(model: ClassificationModel, trained: TrainedModel, cohort: Cohor
         "baseline.png": performance_png(
             trained.baseline.shares[0], classes, f"{label}mean HU alone, nested cross-validation"
         ),
-        "selection.png": selection_png(trained.selection_frequency, model.features),
+        "selection.png": selection_png(trained.selection_frequency, model.features, f"{label}{model.name}"),
     }
     for name, content in files.items():
         write_durably(out / name, content)
