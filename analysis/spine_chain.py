@@ -45,7 +45,9 @@ class ChainLimits:
 
     Prevalence of variants: 11 or 13 pairs of ribs 1 to 2 % each, 4 or 6 lumbar vertebrae 3 to 5 % each (Carrino et al.,
     Radiology 2011; Thawait et al. 2012). `network_weight` tempers the network: its errors are the same for all
-    vertebrae of a scan, so a chain of n vertebrae counts as at most `network_votes` independent ones.
+    vertebrae of a scan, so a chain of n vertebrae counts as at most `network_votes` independent ones. `regular_step`:
+    distance of neighbours over the one expected for their names and the person's size; outside of it a vertebra was
+    found twice or missed (two fractured neighbours reach 0.65), and no count goes across it.
     """
 
     eleven_ribs: float = 0.015
@@ -68,6 +70,7 @@ class ChainLimits:
     no_anchor_confidence: float = 0.7
     disagreement_confidence: float = 0.8
     ribs_alone_confidence: float = 0.85
+    regular_step: tuple[float, float] = (0.62, 1.5)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,8 +136,10 @@ def _named(
 ) -> NamedChain:
     anchors = find_anchors(vertebrae)
     names = tuple(LEVELS[level] for level in path)
-    disagree = anchors_disagree(vertebrae, names)
-    ceiling = _ceiling(anchors, disagree, _last_reach_mm(vertebrae) is not None, limits)
+    broken = broken_counts(vertebrae, path, limits)
+    disagree = anchors_disagree(vertebrae, names) or any(path[i + 1] >= INDEX["T11"] for i in broken)
+    counted = tuple(anchor for anchor in anchors if not (anchor == "first rib" and broken))
+    ceiling = _ceiling(counted, disagree, _last_reach_mm(vertebrae) is not None, limits)
     confidences = tuple(float(min(probabilities[i, level], ceiling)) for i, level in enumerate(path))
     return NamedChain(names, confidences, anchors, disagree, variant, probabilities)
 
@@ -150,6 +155,25 @@ def _ceiling(anchors: tuple[str, ...], disagree: bool, reach_known: bool, limits
         return limits.disagreement_confidence
     alone = anchors == ("first rib",) or (anchors == ("last rib",) and not reach_known)
     return limits.ribs_alone_confidence if alone else 1.0
+
+
+def broken_counts(
+    vertebrae: tuple[VertebraEvidence, ...], path: tuple[int, ...], limits: ChainLimits
+) -> tuple[int, ...]:
+    """Indices of the vertebrae whose distance to the next below does not fit their names."""
+    centroids = [vertebra.centroid_mm for vertebra in vertebrae]
+    distances = [float(np.linalg.norm(b - a)) for a, b in zip(centroids[:-1], centroids[1:], strict=True)]
+    expected = [_way_mm(a, b) for a, b in zip(path[:-1], path[1:], strict=True)]
+    ratios = np.array(distances) / np.array(expected, dtype=np.float64)
+    size = float(np.median(ratios)) if len(ratios) > 3 else 1.0
+    low, high = limits.regular_step
+    return tuple(int(i) for i in np.flatnonzero((ratios < low * size) | (ratios > high * size)))
+
+
+def _way_mm(above: int, below: int) -> float:
+    """Typical distance between two levels; a 13th thoracic vertebra lies on the way only where it is named."""
+    passed = [level for level in range(above, max(below, above + 1)) if level != INDEX["T13"] or level == above]
+    return float(sum(SPACING_MM[level] for level in passed))
 
 
 def _last_reach_mm(vertebrae: tuple[VertebraEvidence, ...]) -> float | None:

@@ -1,5 +1,7 @@
 """The level chain: what is seen of ribs, sacrum and count decides the names; contradictions lower the confidence."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -131,3 +133,27 @@ def test_transition_rows_are_probabilities_and_go_down_only() -> None:
     step = single_step(ChainLimits())
     assert (step >= 0).all() and (step.sum(axis=1) <= 1 + 1e-12).all()
     assert np.allclose(np.tril(step, -1), 0)
+
+
+def test_a_vertebra_found_twice_between_the_landmarks_makes_every_level_uncertain() -> None:
+    """Two peaks on one vertebra of a thick-slice series would shift every name below by one."""
+    seen = chain_of(levels_between("T9", "L4"), network_shift=None, reaches_mm={"T12": 75.0})
+    above, twice = seen[4], seen[5]
+    middle = replace(twice, centroid_mm=above.centroid_mm + 0.5 * (twice.centroid_mm - above.centroid_mm))
+    chain = name_levels((*seen[:5], middle, *seen[5:]))
+    assert max(chain.confidences) <= ChainLimits().disagreement_confidence
+
+
+def test_a_vertebra_overlooked_high_in_the_chest_breaks_the_count_from_the_first_rib_only() -> None:
+    names = levels_between("C", "L2")
+    with_reach = name_levels(chain_of(names, missed=("T4",), network_shift=None, reaches_mm={"T12": 75.0}))
+    assert with_reach.names[-2:] == ("L1", "L2")
+    assert min(with_reach.confidences[-2:]) > 0.9
+
+
+def test_two_fractured_neighbours_do_not_break_the_count() -> None:
+    seen = list(chain_of(levels_between("T9", "L5"), sacrum=1.0, network_shift=None))
+    lost_mm = 0.3 * np.linalg.norm(seen[4].centroid_mm - seen[5].centroid_mm)
+    lowered = [replace(v, centroid_mm=v.centroid_mm + np.array([lost_mm, 0, 0])) for v in seen[5:]]
+    chain = name_levels((*seen[:5], *lowered))
+    assert chain.names == levels_between("T9", "L5") and min(chain.confidences) > 0.9
