@@ -158,7 +158,10 @@ def wait_for_port(config_path: Path, node: subprocess.Popen[bytes]) -> int:
 def _send_and_wait(
     studies: list[DemoStudy], peer: Peer, answers: dict[str, float], progress: Progress, what: str
 ) -> None:
-    """Send every study, then wait until the report or refusal of each has arrived in the PACS."""
+    """Send every study, then wait until the report or refusal of each has arrived in the PACS.
+
+    The limit holds for each next answer: a slow machine takes long for all, only a stuck node gives none.
+    """
     task = progress.add_task(f"sending {what}", total=2 * len(studies))
     for study in studies:
         send_folder(study.folder, peer)
@@ -172,6 +175,7 @@ def _send_and_wait(
             study.answered_at = answers[study.study_instance_uid]
             waiting.remove(study)
             progress.advance(task)
+            deadline = time.monotonic() + RESULT_LIMIT_S
         time.sleep(0.1)
     if waiting:
         raise QctError(f"no result for {', '.join(s.name for s in waiting)} within {RESULT_LIMIT_S:g} s; see node.log")
