@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,6 +73,18 @@ def deliver(sessions: SessionFactory, pacs: FakePacs, **changes: object) -> Dest
     sender = DestinationSender(sessions, destination(pacs.port, **changes), "QCT-NODE")
     sender.deliver_once()
     return sender
+
+
+@contextmanager
+def running(*senders: DestinationSender) -> Iterator[None]:
+    """Stopped whatever happens: a thread that a failed test leaves would keep the whole run from ending."""
+    for sender in senders:
+        sender.start()
+    try:
+        yield
+    finally:
+        for sender in senders:
+            sender.stop()
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
@@ -167,9 +179,8 @@ def test_an_object_that_makes_the_pacs_abort_lets_the_others_through(sessions: S
     uids = queue(sessions, tmp_path, 3)
     with fake_pacs(Behaviour(status=lambda uid: None if uid == uids[0] else 0)) as pacs:
         sender = DestinationSender(sessions, destination(pacs.port, response_timeout_s=1), "QCT-NODE")
-        sender.start()
-        wait_for(lambda: len(pacs.stored) == 2)
-        sender.stop()
+        with running(sender):
+            wait_for(lambda: len(pacs.stored) == 2)
     assert sorted(pacs.stored) == sorted(uids[1:])
 
 
@@ -233,11 +244,12 @@ def test_a_pacs_that_comes_back_gets_every_object_once_after_a_probe(sessions: S
     uids = queue(sessions, tmp_path, 20)
     port = free_port()
     sender = DestinationSender(sessions, destination(port), "QCT-NODE")
-    sender.start()
-    wait_for(lambda: sender.breaker.failures >= 3)
-    with fake_pacs(port=port) as pacs:
-        wait_for(lambda: len(pacs.stored) == 20)
-        sender.stop()
+    with ExitStack() as open_parts:
+        with running(sender):
+            wait_for(lambda: sender.breaker.failures >= 3)
+            assert all("not reached" in item.detail for item in items(sessions)), "status must say why they wait"
+            pacs = open_parts.enter_context(fake_pacs(port=port))
+            wait_for(lambda: len(pacs.stored) == 20)
         assert pacs.stored == uids and pacs.echoes == 1 and pacs.associations == 1
     assert set(states(sessions)) == {Delivery.DELIVERED}
 
@@ -305,11 +317,8 @@ def test_a_destination_that_is_away_does_not_delay_another(sessions: SessionFact
     with fake_pacs() as pacs:
         away = DestinationSender(sessions, destination(free_port()), "QCT-NODE")
         there = DestinationSender(sessions, replace(destination(pacs.port), name="archive"), "QCT-NODE")
-        for sender in (away, there):
-            sender.start()
-        wait_for(lambda: pacs.stored == ["1.2.3.1"])
-        for sender in (away, there):
-            sender.stop()
+        with running(away, there):
+            wait_for(lambda: pacs.stored == ["1.2.3.1"])
     assert sorted(states(sessions)) == [Delivery.DELIVERED, Delivery.WAITING]
 
 
@@ -319,9 +328,8 @@ def test_stopping_in_the_middle_of_a_batch_leaves_the_rest_for_the_next_start(
     queue(sessions, tmp_path, 30)
     with fake_pacs(Behaviour(stall_s=0.05)) as pacs:
         sender = DestinationSender(sessions, destination(pacs.port), "QCT-NODE")
-        sender.start()
-        wait_for(lambda: len(pacs.stored) >= 3)
-        sender.stop()
+        with running(sender):
+            wait_for(lambda: len(pacs.stored) >= 3)
         sent = len(pacs.stored)
         assert 3 <= sent < 30 and states(sessions).count(Delivery.DELIVERED) == sent
         deliver(sessions, pacs)
