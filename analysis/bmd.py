@@ -31,9 +31,9 @@ from analysis.volume import CtVolume
 
 LINE_TERM = "calibration line"
 # What a comparison of two scans on one scanner and phantom does not see: it is the same error both times.
-LONG_TERM_SHARED = (LINE_TERM, "body size", "size correction")
+LONG_TERM_SHARED = (LINE_TERM, "body size", "size correction", "rod position")
 # Given for 100 mg/cm3; they grow with the density.
-RELATIVE_TERMS = ("body size", "size correction")
+RELATIVE_TERMS = ("body size", "size correction", "rod position")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """Body size: the water-equivalent diameter at the vertebrae and what it does to the calibration line.
 
 Water-equivalent diameter as AAPM Report 220 (2014): D_w = 2 sqrt((mean HU / 1000 + 1) A / pi) over the body's section.
-A wider body hardens the beam and lowers HU per mg/cm3; in polychromatic simulation sigma follows D_w^-0.14 to
-D_w^-0.20 at 120 kVp (docs/bmd.md). Scanners correct part of it, so the size of the effect on a given scanner is only
-known when the calibration series holds set-ups of more than one size; then the line is interpolated, otherwise it is a
-term of the budget.
+A longer path through water hardens the beam and lowers HU per mg/cm3: sigma ~ path^-0.14 (docs/bmd.md). The path counts
+at the place that is measured, mean over the directions. Through the middle of a round body it is D_w, through its edge
+D_w mean|cos| = 2/pi D_w. Rods in a pad below a body therefore read higher than a spine within it, at equal size too.
+Scanners correct part of all this, so the effect on a given scanner is only known when the calibration series holds
+set-ups of more than one size; then the line is interpolated, otherwise it is a term of the budget.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from analysis.volume import CtVolume
 
 BODY_THRESHOLD_HU = -250.0
 TABLE_OPENING_MM = 8.0  # the table's shell and blankets are thinner than this
+MAX_EXPONENT = 0.25  # of sigma in the path; steeper is noise of the lines
 COARSE_MM = 3.0  # pixel size at which the body is outlined
 
 
@@ -27,15 +29,21 @@ COARSE_MM = 3.0  # pixel size at which the body is outlined
 class SizeRule:
     """How size enters the result.
 
-    model_exponent : sigma ~ D_w^-exponent, upper bound of the effect on a scanner without any size correction
-    residual_fraction : standard uncertainty of BMD when sizes agree: clinical sd of asynchronous QCT 3.5 % (Dudle 2024)
-        less the 2.4 % of the budget's other terms, in quadrature
-    corrected_fraction : the same after interpolation between measured sizes; the rods still lie under the body and not
-        inside it, which no set-up of this kind can show (docs/bmd.md)
+    model_exponent : sigma ~ path^-exponent, upper bound: polychromatic simulation without bone correction, and the
+        largest residual on scanners, -5 % from 25 to 36 cm of water, both give 0.14 (docs/bmd.md)
+    rod_path_share : mean path of the rays through the rods over D_w of their set-up; 2/pi for rods at the edge of a
+        round body, 1 for rods inside it where a spine would be
+    correct_position : move the line to the spine's path where set-ups of two sizes show how sigma follows it; off, since
+        only an insert of known density inside a body can show that it is right on a scanner
+    residual_fraction : standard uncertainty of BMD when the paths agree: clinical sd of asynchronous QCT 3.5 %
+        (Dudle 2024) less the 2.4 % of the budget's other terms, in quadrature
+    corrected_fraction : the same after interpolation between measured sizes
     max_extrapolation : of ln(D_w) beyond the measured sizes
     """
 
-    model_exponent: float = 0.20
+    model_exponent: float = 0.14
+    rod_path_share: float = 0.64
+    correct_position: bool = False
     residual_fraction: float = 0.025
     corrected_fraction: float = 0.020
     max_extrapolation: float = 0.15
@@ -121,22 +129,41 @@ def correct_for_size(
     sizes = [size for size, _ in lines]
     if sizes[-1] / sizes[0] > 1.1:
         line, beyond = _interpolated_line(lines, diameter_mm, rule)
-        fraction = float(np.hypot(rule.corrected_fraction, rule.model_exponent * beyond / np.sqrt(3.0)))
-        terms = (UncertaintyTerm("size correction", 100.0 * fraction, True),)
+        left_mg_cm3 = 100.0 * float(np.hypot(rule.corrected_fraction, rule.model_exponent * beyond / np.sqrt(3.0)))
+        terms = (
+            UncertaintyTerm("size correction", left_mg_cm3, True),
+            UncertaintyTerm("rod position", 100.0 * _u_position(lines, rule), True),
+        )
         return replace(chosen, line=line), terms, _size_flags(diameter_mm, sizes, rule)
-    effect = rule.model_exponent * abs(float(np.log(diameter_mm / measured)))
+    effect = rule.model_exponent * abs(float(np.log(diameter_mm / (rule.rod_path_share * measured))))
     # the true effect lies between nothing (fully corrected by the scanner) and the model's: rectangular
     fraction = float(np.hypot(rule.residual_fraction, effect / np.sqrt(3.0)))
     return chosen, (UncertaintyTerm("body size", 100.0 * fraction, True),), _size_flags(diameter_mm, sizes, rule)
 
 
+def _u_position(lines: list[tuple[float, CalibrationLine]], rule: SizeRule) -> float:
+    """Standard uncertainty, as a fraction, of rods that see another path than the spine.
+
+    The exponent is the one between the smallest and the largest set-up, 0 to MAX_EXPONENT. Uncorrected, the effect lies
+    between nothing and all of it; corrected, within half of it on either side: rectangular.
+    """
+    (smallest_mm, first), (largest_mm, last) = lines[0], lines[-1]
+    exponent = -float(np.log(last.sigma_ct / first.sigma_ct) / np.log(largest_mm / smallest_mm))
+    effect = float(np.clip(exponent, 0.0, MAX_EXPONENT)) * -float(np.log(rule.rod_path_share))
+    return effect / np.sqrt(3.0) / (2.0 if rule.correct_position else 1.0)
+
+
 def _interpolated_line(
     lines: list[tuple[float, CalibrationLine]], diameter_mm: float, rule: SizeRule
 ) -> tuple[CalibrationLine, float]:
-    """Line at this size: ln sigma and beta linear in ln D_w; and how far ln D_w lies beyond the measured sizes."""
+    """Line at this size: ln sigma and beta linear in ln D_w; and how far ln D_w lies beyond the measured sizes.
+
+    With `correct_position`, at the spine's path: that of rods in a set-up larger by 1 / rod_path_share.
+    """
     logs = np.log([size for size, _ in lines])
     wanted = float(np.log(diameter_mm))
     used = float(np.clip(wanted, logs[0] - rule.max_extrapolation, logs[-1] + rule.max_extrapolation))
+    used -= float(np.log(rule.rod_path_share)) if rule.correct_position else 0.0
     upper = int(np.clip(np.searchsorted(logs, used), 1, len(logs) - 1))
     share = (used - logs[upper - 1]) / max(logs[upper] - logs[upper - 1], 1e-6)
     below, above = lines[upper - 1][1], lines[upper][1]

@@ -1,7 +1,7 @@
 """The science, step by step. Start here. No step knows another; only this file knows their order.
 
 phantom   find and measure the rods -> fit -> gates                                     -> Calibration
-patient   scan check -> choose calibration -> segment, name levels -> contrast -> VOI -> BMD -> texture
+patient   scan check -> choose calibration -> segment, name levels -> contrast -> HU scale -> VOI -> BMD -> texture
                                                                                         -> PatientResult
 """
 
@@ -24,11 +24,11 @@ from analysis.body_size import SizeRule, correct_for_size, measure_body_size
 from analysis.calibration import CalibrationLimits, build_calibration
 from analysis.contrast import ContrastEvidence, ContrastLimits, detect_contrast
 from analysis.errors import AnalysisError, NoVertebraError, VoiError
-from analysis.internal_check import TissueLimits, check_hu_scale, internal_bmd_mg_cm3, measure_tissues
+from analysis.internal_check import TissueLimits, Tissues, check_hu_scale, internal_bmd_mg_cm3, measure_tissues
 from analysis.phantom import looks_like_phantom, measure_phantom
 from analysis.protocol import ProtocolReference, check_protocol
 from analysis.radiomic_features import ExtractionContract, extract_features
-from analysis.reference_data import find_reference
+from analysis.reference_data import find_reference, unknown_person
 from analysis.refusals import reason
 from analysis.results import (
     BmdSummary,
@@ -137,7 +137,7 @@ def analyse_patient(scan: PatientScan, toolkit: Toolkit) -> PatientResult:
 def _explain(refusal: AnalysisError, course: "_Course") -> list[Reason]:
     """The refusal, what was wrong with each vertebra, and whether the "patient" is a phantom."""
     found = [Reason(refusal.code, refusal.text), *(rejected.reason for rejected in course.rejected)]
-    if isinstance(refusal, NoVertebraError) and looks_like_phantom(course.scan.volume, course.toolkit.phantoms):
+    if refusal.code == "NO_SPINE" and looks_like_phantom(course.scan.volume, course.toolkit.phantoms):
         text = "the series shows a calibration phantom but is labelled as a patient; send it as a phantom scan"
         found.append(reason("PHANTOM_AS_PATIENT", text))
     return found
@@ -153,6 +153,7 @@ class _Course:
     chosen: ChosenCalibration | None = None
     segmentation: Segmentation | None = None
     contrast: ContrastEvidence | None = None
+    tissues: Tissues | None = None
     diameter_mm: float | None = None
     vois: dict[str, Voi] = field(default_factory=dict)
     vertebrae: dict[str, VertebraBmd] = field(default_factory=dict)
@@ -222,14 +223,29 @@ def _segment(course: _Course) -> None:
     course.flags += course.segmentation.flags
 
 
-def _check_contrast(course: _Course) -> None:
+def _check_tissues(course: _Course) -> None:
+    """Contrast and HU scale are judged together: a scale that is off can look like contrast, and both are then named.
+
+    Enhanced blood says nothing about the scale.
+    """
     assert course.segmentation
-    course.contrast = detect_contrast(course.scan.volume, course.segmentation, course.settings.contrast)
-    if course.contrast.enhanced and course.settings.protocol.contrast == "refuse":
-        first, *others = course.contrast.reasons
+    volume, settings = course.scan.volume, course.settings
+    course.contrast = detect_contrast(volume, course.segmentation, settings.contrast)
+    blood_hu = None if course.contrast.enhanced else course.contrast.aorta_hu
+    course.tissues = measure_tissues(volume, course.segmentation, blood_hu)
+    refused: tuple[Reason, ...] = ()
+    for found, action in (
+        (course.contrast.reasons, settings.protocol.contrast),
+        (check_hu_scale(course.tissues, settings.tissues), settings.tissues.outside),
+    ):
+        if action == "refuse":
+            refused += found
+        else:
+            course.flags += found
+    if refused:
+        first, *others = refused
         course.reasons += others
         raise AnalysisError(first.code, first.text)
-    course.flags += course.contrast.reasons
 
 
 def _correct_size(course: _Course) -> None:
@@ -296,11 +312,9 @@ def _measure_level(course: _Course, level: str) -> None:
 
 
 def _summarise(course: _Course) -> None:
-    assert course.chosen and course.segmentation and course.contrast and course.diameter_mm is not None
+    assert course.chosen and course.tissues and course.diameter_mm is not None
     header, line = course.scan.header, course.chosen.line
     vertebrae = tuple(course.vertebrae.values())
-    tissues = measure_tissues(course.scan.volume, course.segmentation, course.contrast.aorta_hu)
-    course.flags += check_hu_scale(tissues, course.settings.tissues)
     mean_hu = sum(v.mean_hu for v in vertebrae) / len(vertebrae)
     mean_bmd = sum(v.bmd_mg_cm3 for v in vertebrae) / len(vertebrae)
     scan = (header.kvp or course.settings.protocol.kvp, course.diameter_mm)
@@ -308,12 +322,12 @@ def _summarise(course: _Course) -> None:
         chosen=course.chosen,
         rejected=tuple(course.rejected),
         reference=find_reference(mean_bmd, line.material, header.patient_sex, header.patient_age_years),
-        internal_check_mg_cm3=internal_bmd_mg_cm3(tissues, mean_hu, scan, line.material),
+        internal_check_mg_cm3=internal_bmd_mg_cm3(course.tissues, mean_hu, scan, line.material),
         water_equivalent_diameter_mm=course.diameter_mm,
         limits=course.settings.bmd,
     )
     course.summary = summarise(vertebrae, context)
-    course.flags += course.summary.flags
+    course.flags += (*course.summary.flags, *unknown_person(header.patient_sex, header.patient_age_years))
     if course.scan.earlier:
         course.change = compare_with_earlier(course.summary, course.scan.earlier)
 
@@ -327,4 +341,4 @@ def _read_texture(course: _Course) -> None:
         course.prediction = course.toolkit.predict(course.features, course.scan.header, course.summary)
 
 
-STEPS = (_check_scan, _segment, _check_contrast, _correct_size, _measure, _summarise, _read_texture)
+STEPS = (_check_scan, _segment, _check_tissues, _correct_size, _measure, _summarise, _read_texture)

@@ -7,6 +7,7 @@ in the literature) and never the reported value.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ DISPLACED_CM3_G = {Material.K2HPO4: 0.2174, Material.HA: 0.316}
 MODEL_SIGMA = ((80.0, 1.807), (100.0, 1.508), (120.0, 1.329), (140.0, 1.207))
 MODEL_EXPONENT = 0.20
 MODEL_DIAMETER_MM = 300.0
+# Where each tissue's most frequent value is looked for, HU; wider than what is plausible.
+AIR_HU, FAT_HU, MUSCLE_HU = (-1050.0, -900.0), (-160.0, -50.0), (-10.0, 100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,12 @@ class Tissues:
 
 @dataclass(frozen=True, slots=True)
 class TissueLimits:
-    """Plausible HU; outside, the HU scale is suspect."""
+    """Plausible HU; outside, the HU scale is suspect.
 
+    outside : "refuse" or "warn"; what to do then
+    """
+
+    outside: Literal["refuse", "warn"] = "refuse"
     air_hu: tuple[float, float] = (-1030.0, -970.0)
     fat_hu: tuple[float, float] = (-130.0, -70.0)
     muscle_hu: tuple[float, float] = (-5.0, 75.0)
@@ -59,19 +66,24 @@ class TissueLimits:
 def measure_tissues(volume: CtVolume, segmentation: Segmentation, blood_hu: float | None) -> Tissues:
     """Air around, subcutaneous and visceral fat, and muscle beside and behind the lumbar spine.
 
-    blood_hu : of the aorta, from the contrast step
+    blood_hu : of the aorta, from the contrast step; None when it is enhanced
     """
     levels = [level for level in segmentation.levels if level.name in ("T12", "L1", "L2", "L3")]
     slabs = [_slab(volume, segmentation, level) for level in levels or list(segmentation.levels)]
-    air = _mode(np.concatenate([_air(hu) for hu, _ in slabs]), (-1050.0, -900.0))
-    fat = _mode(np.concatenate([hu[hu < -20] for hu, _ in slabs]), (-160.0, -50.0))
-    muscle = _mode(np.concatenate([hu[near] for hu, near in slabs]), (-10.0, 100.0))
+    air = _mode(np.concatenate([_air(hu) for hu, _ in slabs]), AIR_HU)
+    fat = _mode(np.concatenate([hu[hu < -20] for hu, _ in slabs]), FAT_HU)
+    muscle = _mode(np.concatenate([hu[near] for hu, near in slabs]), MUSCLE_HU)
     return Tissues(air, fat, muscle, blood_hu)
 
 
 def check_hu_scale(tissues: Tissues, limits: TissueLimits | None = None) -> tuple[Reason, ...]:
-    """One reason for each tissue outside its plausible CT number."""
+    """One reason for each tissue outside its plausible CT number, and one when neither fat nor muscle was found.
+
+    Every body holds both; without either, their CT numbers lie outside even the range in which they are looked for.
+    """
     limits = limits or TissueLimits()
+    if tissues.fat_hu is None and tissues.muscle_hu is None:
+        return (reason("HU_SCALE", f"nothing reads like fat ({_range(FAT_HU)}) or muscle ({_range(MUSCLE_HU)})"),)
     pairs = (
         ("air", tissues.air_hu, limits.air_hu),
         ("fat", tissues.fat_hu, limits.fat_hu),
@@ -79,10 +91,14 @@ def check_hu_scale(tissues: Tissues, limits: TissueLimits | None = None) -> tupl
         ("blood", tissues.blood_hu, limits.blood_hu),
     )
     return tuple(
-        reason("HU_SCALE", f"{name} reads {hu:.0f} HU; expected {low:g} to {high:g} HU")
+        reason("HU_SCALE", f"{name} reads {hu:.0f} HU; expected {_range((low, high))}")
         for name, hu, (low, high) in pairs
         if hu is not None and not low <= hu <= high
     )
+
+
+def _range(limits: tuple[float, float]) -> str:
+    return f"{limits[0]:g} to {limits[1]:g} HU"
 
 
 def internal_bmd_mg_cm3(

@@ -8,7 +8,8 @@ No T-score: QCT must not be used with the WHO classes (ISCD positions).
 from dataclasses import dataclass
 from math import erf, sqrt
 
-from analysis.results import Material, Reference
+from analysis.refusals import reason
+from analysis.results import Material, Reason, Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Population:
     mean_mg_cm3: float
     sd_mg_cm3: float
 
+
+ADULT_YEARS = 20.0
 
 BUDOFF = "Budoff MJ et al., Acad Radiol 2012;19(2)"
 BUDOFF_NAME = "US adults, L1-L3, QCT with an Image Analysis hydroxyapatite phantom"
@@ -56,3 +59,13 @@ def find_reference(bmd_mg_cm3: float, material: Material, sex: str | None, age_y
             name = f"{group.name}, {sex}, {group.age_from:g}-{group.age_to - 1:g} years"
             return Reference(z_score, 50.0 * (1.0 + erf(z_score / sqrt(2.0))), name, group.source)
     return None
+
+
+def unknown_person(sex: str | None, age_years: float | None) -> tuple[Reason, ...]:
+    """Why no Z-score can be given whatever the population: sex or age missing, or younger than any adult."""
+    if sex not in ("F", "M"):
+        return (reason("REFERENCE_UNKNOWN", f"patient's sex {sex or 'absent'}; F or M expected for a Z-score"),)
+    if age_years is None or age_years < ADULT_YEARS:
+        age = "absent" if age_years is None else f"{age_years:.0f} years"
+        return (reason("REFERENCE_UNKNOWN", f"patient's age {age}; at least {ADULT_YEARS:g} years expected"),)
+    return ()

@@ -72,7 +72,6 @@ REASONS: dict[str, ReasonText] = {
     "CALIBRATION_TABLE_HEIGHT": ReasonText("The table height is far from the phantom scan's", "Scan the phantom at this height"),
     "CALIBRATION_SOFT_DIFFERENCE": ReasonText("The scan differs from the phantom scan in a minor way", "Keep the protocol"),
     "CALIBRATION_UNKNOWN_SOFT": ReasonText("A setting cannot be compared with the phantom scan", "Check the scanner's export"),
-    "CALIBRATION_PROVISIONAL": ReasonText("The next weekly phantom scan is awaited", "None; the report is confirmed or amended"),
     "CALIBRATION_REJECTED_SINCE": ReasonText("The last phantom scan was rejected", "Scan the phantom again"),
     # series geometry and pixels
     "SLICE_GAP": ReasonText("Slices are missing", "Send the complete series"),
@@ -121,7 +120,7 @@ REASONS: dict[str, ReasonText] = {
     "SINGLE_VERTEBRA": ReasonText("Only one vertebra was measured", "Do not read it as the L1-L2 mean"),
     "LEVELS_DISAGREE": ReasonText("The vertebrae differ too much to be averaged", "Look for a fracture or lesion; measure by hand"),
     "LEVELS_DIFFER": ReasonText("The vertebrae differ more than usual", "Look for a fracture or lesion"),
-    "REFERENCE_UNKNOWN": ReasonText("Age, sex or scale has no sourced reference population", "None; the BMD stands"),
+    "REFERENCE_UNKNOWN": ReasonText("Without sex and an adult's age there is no Z-score", "None; the BMD stands"),
     "RADIOMICS_INPUT": ReasonText("The VOI cannot be described by texture features", "Use the density alone"),
     "RADIOMICS_LEVELS": ReasonText("The texture model was trained on other vertebrae", "Use the density alone"),
     "RADIOMICS_CONTRACT": ReasonText("The texture model needs another extraction", "Train a model with this extraction"),

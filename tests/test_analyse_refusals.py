@@ -1,35 +1,29 @@
 """`qct-node analyse` on DICOM folders: refusals that need no segmentation, each with code, words and exit code 3.
 
-Refusals that follow the segmentation (spine, level, vertebra, VOI) are reached in test_chain.py with true masks.
+Refusals that follow the segmentation (spine, level, vertebra, VOI) are reached in test_analyse_patients.py, those of
+phantom scans in test_calibrate_refusals.py; test_refusal_codes.py holds the count.
 """
 
-import json
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from typer.testing import CliRunner
 
 from analysis.results import Calibration
 from node import offline
-from node.commands import app
 from node.config import Config
-from node.simulate import PhantomOrder, write_phantom
 from storage.ct_series import CtSeries
-from tests.synthetic import ACQUIRED, ramp_volume, write_ct
+from tests.analyse_builders import analyse, calibrate, daily_phantom
+from tests.synthetic import ramp_volume, write_ct
 
 Change = Callable[[int, Dataset], None]
 
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An accepted phantom scan of the day before, on the scanner of the default header."""
-    folder = tmp_path_factory.mktemp("phantom")
-    write_phantom(PhantomOrder(folder, slices=16, acquired=ACQUIRED - timedelta(days=1)), Config())
-    return folder
+    return daily_phantom(tmp_path_factory.mktemp("phantom"))
 
 
 @pytest.fixture(autouse=True)
@@ -48,13 +42,6 @@ def measured_once(monkeypatch: pytest.MonkeyPatch, phantom: Path, remembered: di
 @pytest.fixture(scope="module")
 def remembered() -> dict[Path, object]:
     return {}
-
-
-def analyse(folder: Path, phantoms: list[Path], out: Path) -> tuple[int, dict[str, object]]:
-    options = [item for one in phantoms for item in ("--phantom", str(one))]
-    done = CliRunner().invoke(app, ["analyse", str(folder), *options, "--out", str(out)])
-    assert done.exit_code in (0, 2, 3), done.output + repr(done.exception)
-    return done.exit_code, json.loads((out / "report.json").read_text())
 
 
 def setting(**changes: object) -> Change:
@@ -109,13 +96,23 @@ REFUSALS: dict[str, Change] = {
     "CALIBRATION_EXPIRED": setting(AcquisitionDate="20260401"),
 }
 
+# each has a test of its own below
+SINGLE_CASES = (
+    "SLICE_GAP",
+    "TOO_FEW_SLICES",
+    "NO_SUITABLE_SERIES",
+    "NO_CALIBRATION",
+    "UNKNOWN_PHANTOM_SERIAL",
+    "NOT_A_PHANTOM",
+)
+
 
 @pytest.mark.parametrize("code", REFUSALS)
 def test_a_scan_that_must_not_be_measured_is_refused_with_its_code(code: str, phantom: Path, tmp_path: Path) -> None:
     write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)), REFUSALS[code])
     exit_code, report = analyse(tmp_path / "ct", [phantom], tmp_path / "out")
     assert exit_code == 3 and report["status"] == "refused"
-    found = {reason["code"]: reason["text"] for reason in report["reasons"]}  # type: ignore[attr-defined]
+    found = {reason["code"]: reason["text"] for reason in report["reasons"]}
     assert code in found, found
     assert report["vertebrae"] == []
     assert (tmp_path / "out" / "dicom" / "9003-refusal.dcm").is_file()
@@ -146,7 +143,7 @@ def test_a_scanner_without_a_name_is_vouched_for_by_whoever_gives_the_phantom_sc
 def test_a_missing_slice_is_refused_and_the_report_says_where(phantom: Path, tmp_path: Path) -> None:
     write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)))[5].unlink()
     exit_code, report = analyse(tmp_path / "ct", [phantom], tmp_path / "out")
-    (reason,) = report["reasons"]  # type: ignore[misc]
+    (reason,) = report["reasons"]
     assert exit_code == 3 and reason["code"] == "SLICE_GAP" and "gap of 5.00 mm" in reason["text"]
 
 
@@ -154,7 +151,7 @@ def test_two_slices_are_too_few(phantom: Path, tmp_path: Path) -> None:
     for path in write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)))[2:]:
         path.unlink()
     exit_code, report = analyse(tmp_path / "ct", [phantom], tmp_path / "out")
-    assert exit_code == 3 and report["reasons"][0]["code"] == "TOO_FEW_SLICES"  # type: ignore[index]
+    assert exit_code == 3 and report["reasons"][0]["code"] == "TOO_FEW_SLICES"
 
 
 def test_a_study_without_axial_ct_has_no_suitable_series(phantom: Path, tmp_path: Path) -> None:
@@ -162,27 +159,26 @@ def test_a_study_without_axial_ct_has_no_suitable_series(phantom: Path, tmp_path
         image_type = ["ORIGINAL", "PRIMARY", "LOCALIZER"] if name == "scout" else ["DERIVED", "SECONDARY", "MPR"]
         write_ct(tmp_path / "ct" / name, ramp_volume((12, 16, 24)), setting(ImageType=image_type))
     exit_code, report = analyse(tmp_path / "ct", [phantom], tmp_path / "out")
-    assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"  # type: ignore[index]
+    assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"
 
 
 def test_a_folder_without_images_is_answered_too(tmp_path: Path) -> None:
     (tmp_path / "ct").mkdir()
     (tmp_path / "ct" / "readme.txt").write_text("no image")
     exit_code, report = analyse(tmp_path / "ct", [], tmp_path / "out")
-    assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"  # type: ignore[index]
+    assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"
 
 
 def test_without_a_phantom_scan_nothing_is_measured(tmp_path: Path) -> None:
     write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)))
     exit_code, report = analyse(tmp_path / "ct", [], tmp_path / "out")
-    assert exit_code == 3 and {r["code"] for r in report["reasons"]} == {"NO_CALIBRATION"}  # type: ignore[attr-defined]
+    assert exit_code == 3 and {r["code"] for r in report["reasons"]} == {"NO_CALIBRATION"}
 
 
 def test_a_phantom_of_unknown_serial_calibrates_nothing(phantom: Path, tmp_path: Path) -> None:
     write_ct(tmp_path / "unknown", ramp_volume((12, 16, 24)), series_description="QCT PHANTOM 9999")
-    done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "unknown"), "--out", str(tmp_path / "out")])
-    answer = json.loads((tmp_path / "out" / "calibration.json").read_text())
-    assert done.exit_code == 3 and not answer["accepted"]
+    exit_code, answer = calibrate(tmp_path / "unknown", tmp_path / "out")
+    assert exit_code == 3 and not answer["accepted"]
     assert answer["reasons"][0]["code"] == "UNKNOWN_PHANTOM_SERIAL"
 
 
@@ -202,6 +198,5 @@ def test_a_patient_labelled_as_phantom_is_no_phantom(tmp_path: Path) -> None:
     volume = ramp_volume((12, 64, 64))
     volume.hu[:] = np.random.default_rng(1).normal(40, 20, volume.hu.shape)
     write_ct(tmp_path / "ct", volume, series_description="QCT PHANTOM 4541A")
-    done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "ct"), "--out", str(tmp_path / "out")])
-    answer = json.loads((tmp_path / "out" / "calibration.json").read_text())
-    assert done.exit_code == 3 and answer["reasons"][0]["code"] == "NOT_A_PHANTOM"
+    exit_code, answer = calibrate(tmp_path / "ct", tmp_path / "out")
+    assert exit_code == 3 and answer["reasons"][0]["code"] == "NOT_A_PHANTOM"

@@ -56,12 +56,36 @@ def test_a_body_cut_by_the_field_of_view_is_seen() -> None:
 
 
 def test_with_one_size_the_line_stays_and_the_difference_is_uncertainty() -> None:
-    chosen = chosen_calibration(LineSpec(diameter_mm=300.0))
-    same, terms, flags = correct_for_size(chosen, 300.0)
+    """Rods inside a body of the patient's size differ by nothing; farther sizes cost more."""
+    chosen, inside = chosen_calibration(LineSpec(diameter_mm=300.0)), SizeRule(rod_path_share=1.0)
+    same, terms, flags = correct_for_size(chosen, 300.0, inside)
     assert same is chosen and flags == ()
     assert terms[0].name == "body size" and terms[0].u_mg_cm3 == pytest.approx(2.5)
-    farther = [correct_for_size(chosen, mm)[1][0].u_mg_cm3 for mm in (320.0, 360.0, 400.0)]
+    farther = [correct_for_size(chosen, mm, inside)[1][0].u_mg_cm3 for mm in (320.0, 360.0, 400.0)]
     assert farther == sorted(farther) and farther[0] > 2.5
+
+
+def test_rods_below_the_body_see_a_shorter_path_and_the_stated_uncertainty_covers_what_that_does() -> None:
+    """Mean chord through the edge of a round body is 2/pi of its diameter: sigma^-0.14 reads up to 6 % low there."""
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 10001)
+    assert SizeRule().rod_path_share == pytest.approx(np.cos(angles).mean(), abs=0.01)
+    chosen = chosen_calibration(LineSpec(diameter_mm=300.0))
+    for patient_mm in (250.0, 300.0, 400.0):
+        worst = 100.0 * (1.0 - (patient_mm / (0.64 * 300.0)) ** -0.14)
+        assert worst < 2.0 * correct_for_size(chosen, patient_mm)[1][0].u_mg_cm3
+
+
+def test_two_sizes_show_how_sigma_follows_the_path_so_that_the_position_can_be_corrected() -> None:
+    """Rods see 0.64 of D_w: sigma measured at 25 and 36 cm gives that of a spine in a 30-cm body, if a site says so."""
+    sigma = {mm: 1.4 * (0.64 * mm / 300.0) ** -0.14 for mm in (250.0, 360.0)}
+    chosen = chosen_calibration(LineSpec(sigma=sigma[250.0], diameter_mm=250.0, setups=((360.0, sigma[360.0]),)))
+    corrected, better, _ = correct_for_size(chosen, 300.0, SizeRule(correct_position=True))
+    assert corrected.line.sigma_ct == pytest.approx(1.4, rel=2e-3)
+    left, terms, _ = correct_for_size(chosen, 300.0)
+    assert left.line.sigma_ct == pytest.approx(1.4 * 0.64**-0.14, rel=2e-3)
+    assert [term.name for term in terms] == ["size correction", "rod position"]
+    assert better[1].u_mg_cm3 == pytest.approx(terms[1].u_mg_cm3 / 2)
+    assert 2.0 * np.hypot(terms[0].u_mg_cm3, terms[1].u_mg_cm3) > 100.0 * (0.64**-0.14 - 1.0)
 
 
 def test_between_two_sizes_the_power_law_comes_back() -> None:

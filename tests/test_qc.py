@@ -55,6 +55,7 @@ def test_two_scans_beyond_two_sd_ask_for_a_repeat() -> None:
     assert check_qc((*base, one)).passed
     report = check_qc((*base, one, two))
     assert report.action is QcAction.REPEAT and "2-2s" in rules(report)
+    assert "QC_REPEAT" in {r.code for r in report.reasons}
     other_side = calibration(11, beta_ref=BETA_REF - 2.4)
     assert "R-4s" in rules(check_qc((*base, one, other_side)))
 

@@ -68,7 +68,7 @@ def measure(patient: SimulatedPatient, segmentation: Segmentation, seed: int) ->
             continue
         box = tuple(slice(a, a + n) for a, n in zip(voi.start, voi.weights.shape, strict=True))
         weights, density = voi.weights, patient.density_mg_cm3[box]
-        known = weights * (density > 0)
+        known = weights * (density != 0)  # 0 is "not cancellous bone"; fatty marrow has densities below 0
         mean_hu = float((weights * patient.volume.hu[box]).sum() / weights.sum())
         yield Measured(
             seed=seed,
