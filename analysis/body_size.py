@@ -33,8 +33,8 @@ class SizeRule:
         largest residual on scanners, -5 % from 25 to 36 cm of water, both give 0.14 (docs/bmd.md)
     rod_path_share : mean path of the rays through the rods over D_w of their set-up; 2/pi for rods at the edge of a
         round body, 1 for rods inside it where a spine would be
-    correct_position : move the line to the spine's path where set-ups of two sizes show how sigma follows it; off, since
-        only an insert of known density inside a body can show that it is right on a scanner
+    correct_position : move the line to the spine's path where set-ups of two sizes show how sigma follows it; off,
+        since only an insert of known density inside a body can show that it is right on a scanner
     residual_fraction : standard uncertainty of BMD when the paths agree: clinical sd of asynchronous QCT 3.5 %
         (Dudle 2024) less the 2.4 % of the budget's other terms, in quadrature
     corrected_fraction : the same after interpolation between measured sizes
@@ -150,7 +150,7 @@ def _u_position(lines: list[tuple[float, CalibrationLine]], rule: SizeRule) -> f
     (smallest_mm, first), (largest_mm, last) = lines[0], lines[-1]
     exponent = -float(np.log(last.sigma_ct / first.sigma_ct) / np.log(largest_mm / smallest_mm))
     effect = float(np.clip(exponent, 0.0, MAX_EXPONENT)) * -float(np.log(rule.rod_path_share))
-    return effect / np.sqrt(3.0) / (2.0 if rule.correct_position else 1.0)
+    return effect / float(np.sqrt(12.0 if rule.correct_position else 3.0))
 
 
 def _interpolated_line(

@@ -109,10 +109,11 @@ def examine(crop: VertebraCrop, segmentation: Segmentation, limits: VertebraLimi
 def measure_heights(body: NDArray[np.bool_]) -> Heights:
     """Anterior, middle and posterior height from the middle third of the body's width.
 
+    Means, since endplates that cross thick slices make steps which the columns of a band average out.
     body : bool (axis, forward, lateral) on the turned grid
     """
     _, v, u = grid_mm()
-    column_heights = body.sum(axis=0) * GRID_MM
+    column_heights = _column_heights_mm(body)
     section = body[HALF_GRID[0] - 3 : HALF_GRID[0] + 4].mean(axis=0) > 0.5
     rows, columns = np.nonzero(section)
     left, right = np.percentile(u[columns], [33, 67])
@@ -122,7 +123,7 @@ def measure_heights(body: NDArray[np.bool_]) -> Heights:
     bands = ((0.70, 0.88), (0.41, 0.59), (0.12, 0.30))
     anterior, middle, posterior = (
         float(
-            np.median(
+            np.mean(
                 column_heights[
                     np.ix_((v >= rear + a * (front - rear)) & (v <= rear + b * (front - rear)), middle_third)
                 ]
@@ -131,6 +132,12 @@ def measure_heights(body: NDArray[np.bool_]) -> Heights:
         for a, b in bands
     )
     return Heights(anterior, middle, posterior)
+
+
+def _column_heights_mm(body: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """From the first to the last node along the axis: the vein's mouth in the rear wall is no loss of height."""
+    ends = np.argmax(body, axis=0) + np.argmax(body[::-1], axis=0)
+    return np.asarray(np.where(body.any(axis=0), (body.shape[0] - ends) * GRID_MM, 0.0))
 
 
 def _check_cut(volume: CtVolume, crop: VertebraCrop) -> tuple[Reason, ...]:

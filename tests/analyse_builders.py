@@ -42,9 +42,14 @@ class Patient:
     paint: Paint | None = None
 
 
-def densities(texture_sd_mg_cm3: float = 22.0, **by_level: float) -> MarrowSpec:
+def densities(texture_sd_mg_cm3: float = 22.0, patch_sd_mg_cm3: float = 6.0, **by_level: float) -> MarrowSpec:
     """Cancellous bone of 100 mg/cm3 but for these levels."""
-    return MarrowSpec(100.0, densities_mg_cm3=tuple(by_level.items()), texture_sd_mg_cm3=texture_sd_mg_cm3)
+    return MarrowSpec(
+        100.0,
+        densities_mg_cm3=tuple(by_level.items()),
+        texture_sd_mg_cm3=texture_sd_mg_cm3,
+        patch_sd_mg_cm3=patch_sd_mg_cm3,
+    )
 
 
 def spec_of(patient: Patient) -> PatientSpec:

@@ -59,9 +59,9 @@ THREE_FINDINGS = patient(
 )
 # L1 cut by the first slice, a pin in L2, and in L3 a third of the cancellous bone that differs in one piece
 CUT_METAL_PATCH = patient(
-    marrow=densities(3.0, L1=100.0, L2=100.0, L3=100.0),
+    marrow=densities(3.0, 1.0, L1=100.0, L2=100.0, L3=100.0),
     noise_sd_hu=4.0,
-    margin_mm=-9.0,
+    margin_mm=-4.0,
     paint=lambda p: [paint(p) for paint in (ball("L2", 3000.0, 3.0, 4.0), ball("L3", 72.0, 9.5, 4.0))],
 )
 HEALTHY = patient()
@@ -78,9 +78,15 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+# otherwise the last level would not even be tried
+ONE_IS_ENOUGH: dict[str, Any] = {"bmd": {"minimum_vertebrae": 1}}
 CASES: dict[str, Case] = {
-    "cement, lesion, fracture": Case(THREE_FINDINGS, ("CEMENT", "LESION", "FRACTURE", "NO_USABLE_VERTEBRA")),
-    "cut, metal, patch": Case(CUT_METAL_PATCH, ("VERTEBRA_CUT", "METAL", "VOI_EXCLUSIONS", "NO_USABLE_VERTEBRA")),
+    "cement, lesion, fracture": Case(
+        THREE_FINDINGS, ("CEMENT", "LESION", "FRACTURE", "NO_USABLE_VERTEBRA"), (), ONE_IS_ENOUGH
+    ),
+    "cut, metal, patch": Case(
+        CUT_METAL_PATCH, ("VERTEBRA_CUT", "METAL", "VOI_EXCLUSIONS", "NO_USABLE_VERTEBRA"), (), ONE_IS_ENOUGH
+    ),
     "sclerosis, then unequal levels": Case(UNEQUAL, ("SCLEROSIS", "LEVELS_DISAGREE")),
     "unequal levels, allowed": Case(
         UNEQUAL, (), ("LEVELS_DIFFER", "FALLBACK_LEVEL"), {"bmd": {"refuse_difference_mg_cm3": 100}}

@@ -64,7 +64,7 @@ def test_a_drift_of_three_percent_a_year_tells_the_physicist() -> None:
     noisy = QcLimits(sd_floor_bmd_mg_cm3=30.0, sd_floor_hu=60.0)  # so wide that only the trend speaks
     series = tuple(calibration(i, SIGMA_REF * (1 - 0.03 * i / 52)) for i in range(30))
     report = check_qc(series, noisy)
-    assert report.action is QcAction.NOTIFY
+    assert report.action is QcAction.NOTIFY and {r.code for r in report.reasons} == {"QC_TREND"}
     assert report.charts[0].trend_per_year == pytest.approx(0.03, rel=0.25)  # steeper line, lower reading, and back
 
 

@@ -3,10 +3,12 @@
 The independent core is the label eroded by 5 mm, without the endplates (the middle 60 % of the height) and without
 values more than 300 HU from its median (islands, sclerosis; symmetric, so that noise does not bias it). The VOI samples
 only the middle 9 mm, so both cores are printed: the one over 60 % of the height and the one over the VOI's own depth.
+Once with the labels as masks, once with the masks of the shipped networks, which is what a site gets; both are judged
+by the labels. The networks' names are not asked: each labelled body is compared with the outline nearest to it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from scipy import ndimage
 
 from analysis.errors import VoiError
 from analysis.results import Segmentation, Voi
+from analysis.segmentation import SegmentationLimits, segment_vertebrae
 from analysis.training.volume_files import read_ct, read_labels
 from analysis.vertebra_frame import crop_vertebra, fit_frame
 from analysis.voi import place_voi
 from analysis.volume import CtVolume
+from node.analysis_setup import MODELS_FOLDER, load_networks
 from tests.data import SHARED_DATA, needs_data
 from tests.voi_builders import segmentation_from_maps
 
@@ -28,6 +32,7 @@ class Row:
     """One vertebra of one volume; HU and mm."""
 
     volume: str
+    masks: str
     level: str
     voi_hu: float
     core_hu: float
@@ -69,25 +74,38 @@ def thoracic() -> tuple[CtVolume, Segmentation]:
 
 
 SOURCES = {
-    "abdomen-3mm": (abdomen, ("T12", "L1", "L2", "L3", "L4")),
+    "abdomen-3mm": (abdomen, ("T12", "L1", "L2", "L3", "L4", "L5")),
     "l3-subregions": (subregions, ("L3",)),
     "cta-thoracic": (thoracic, ("T12",)),
 }
 
 
-def measure(name: str) -> Iterator[Row]:
+def outlined_by_networks(volume: CtVolume, truth: Segmentation) -> Segmentation:
+    """The networks' masks with the labels' names, each on the outline nearest to the labelled body."""
+    networks = load_networks(MODELS_FOLDER)
+    found = segment_vertebrae(volume, networks, SegmentationLimits(device="cpu"))
+    levels = []
+    for true in truth.levels:
+        gaps = [float(np.linalg.norm(np.subtract(one.centroid_lps_mm, true.centroid_lps_mm))) for one in found.levels]
+        if min(gaps) < 10.0:
+            levels.append(replace(found.levels[int(np.argmin(gaps))], name=true.name))
+    return replace(found, levels=tuple(levels))
+
+
+def measure(name: str, masks: str) -> Iterator[Row]:
     source, levels = SOURCES[name]
-    volume, segmentation = source()
+    volume, truth = source()
+    segmentation = truth if masks == "labels" else outlined_by_networks(volume, truth)
     for level in levels:
         try:
             voi = place_voi(volume, segmentation, level)
         except VoiError as refusal:
-            print(f"{name} {level}: {refusal.code}, {refusal.text}")
+            print(f"{name} {masks} {level}: {refusal.code}, {refusal.text}")
             continue
-        yield row(name, (volume, segmentation), voi)
+        yield row((name, masks), (volume, truth), voi)
 
 
-def row(name: str, scan: tuple[CtVolume, Segmentation], voi: Voi) -> Row:
+def row(name_and_masks: tuple[str, str], scan: tuple[CtVolume, Segmentation], voi: Voi) -> Row:
     volume, segmentation = scan
     number = next(level.label for level in segmentation.levels if level.name == voi.level)
     body = (segmentation.labels == number) & (segmentation.body >= 2)
@@ -96,7 +114,8 @@ def row(name: str, scan: tuple[CtVolume, Segmentation], voi: Voi) -> Row:
     hu = volume.hu[box].astype(float)
     core, slab = (_core_hu(scan, voi.level, distance_mm, share) for share in (0.3, None))
     return Row(
-        volume=name,
+        volume=name_and_masks[0],
+        masks=name_and_masks[1],
         level=voi.level,
         voi_hu=float((voi.weights * hu).sum() / voi.weights.sum()),
         core_hu=core,
@@ -121,24 +140,26 @@ def _core_hu(
     return float(hu[np.abs(hu - np.median(hu)) < 300].mean())
 
 
+# The largest oval covers 0.549 of the small T12 of the thoracic CT (522 mm2, known without cortex) and 0.54 of the flat
+# L5 of the abdomen: the rule refuses both (expected at least 0.55), and that is what must happen.
+EXPECTED = {"abdomen-3mm": 5, "l3-subregions": 1, "cta-thoracic": 0}
+
+
 @needs_data
+@pytest.mark.parametrize("masks", ["labels", "networks"])
 @pytest.mark.parametrize("name", list(SOURCES))
 def test_the_voi_lies_in_the_labelled_body_and_agrees_with_its_core(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, masks: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = list(measure(name))
     with capsys.disabled():
-        print(
-            f"\n{'volume':14} level  VOI HU  core  core in VOI's depth  covered  excluded  to surface mm  cortex voxels"
-        )
+        print(f"\n{'volume':14} masks    level  VOI HU  core  in VOI's depth  covered  excluded  to surface  cortex")
+        rows = list(measure(name, masks))
         for r in rows:
             print(
-                f"{r.volume:14} {r.level:4} {r.voi_hu:8.1f} {r.core_hu:6.1f} {r.slab_hu:12.1f} {r.covered:16.2f} "
-                f"{r.excluded:8.1%} {r.to_surface_mm:12.1f} {r.cortex_voxels:10d}"
+                f"{r.volume:14} {r.masks:8} {r.level:4} {r.voi_hu:8.1f} {r.core_hu:6.1f} {r.slab_hu:12.1f} "
+                f"{r.covered:12.2f} {r.excluded:8.1%} {r.to_surface_mm:8.1f} mm {r.cortex_voxels:7d}"
             )
-    # the T12 of the thoracic CT is so small (522 mm2, known without cortex) that the largest oval covers 0.549 of it:
-    # the rule refuses it, and that is what must happen
-    assert len(rows) == {"abdomen-3mm": 5, "l3-subregions": 1, "cta-thoracic": 0}[name]
+    assert len(rows) == EXPECTED[name] if masks == "labels" else len(rows) >= EXPECTED[name] - 2
     for r in rows:
         assert r.cortex_voxels == 0
         assert r.to_surface_mm > 2.0

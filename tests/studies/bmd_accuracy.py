@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.bmd import measure_vertebra
 from analysis.errors import VoiError
-from analysis.results import Segmentation
+from analysis.results import Segmentation, Voi
 from analysis.simulation.patient import PatientSpec, SimulatedPatient, random_patient, scan_torso
 from analysis.simulation.torso import make_torso
 from analysis.vertebra_checks import check_vertebra
 from analysis.voi import place_voi
-from tests.voi_builders import ragged, segmentation_from_maps
+from tests.voi_builders import LineSpec, chosen_calibration, ragged, segmentation_from_maps
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 LEVELS = ("L1", "L2")
@@ -41,6 +42,7 @@ class Measured:
     excluded: float
     cortex_voxels: int
     rejected: str = ""
+    noise_mg_cm3: float = np.nan  # the budget's term "VOI noise"
 
 
 def spine_spec(seed: int) -> PatientSpec:
@@ -79,10 +81,17 @@ def measure(patient: SimulatedPatient, segmentation: Segmentation, seed: int) ->
             covered=voi.cancellous_fraction,
             excluded=voi.excluded_fraction,
             cortex_voxels=int(((weights > 0) & (patient.body[box] == 2)).sum()),
+            noise_mg_cm3=_noise_term(patient, voi),
         )
 
 
-def _perfect(patient: SimulatedPatient) -> Segmentation:
+def _noise_term(patient: SimulatedPatient, voi: Voi) -> float:
+    line = chosen_calibration(LineSpec(patient.spec.tissue.sigma_hu_per_mg, patient.spec.tissue.beta_hu))
+    terms = measure_vertebra(patient.volume, voi, line).terms
+    return next(term.u_mg_cm3 for term in terms if term.name == "VOI noise")
+
+
+def perfect(patient: SimulatedPatient) -> Segmentation:
     return segmentation_from_maps(patient.volume, patient.labels, patient.body)
 
 
@@ -92,7 +101,7 @@ def accuracy(count: int) -> str:
     for seed in range(count):
         spec = spine_spec(seed)
         patient = scan_torso(make_torso(spec.torso, spec.model_spacing_mm), spec)
-        segmentation = _perfect(patient)
+        segmentation = perfect(patient)
         perfect += list(measure(patient, segmentation, seed))
         wandering += list(measure(patient, ragged(segmentation, patient.volume, seed), seed))
         for m in (*perfect[-2:], *wandering[-2:]):
@@ -186,7 +195,7 @@ def _repeated(spec: PatientSpec, seed: int) -> list[tuple[str, dict[str, float]]
         if angles not in torsos:
             torsos[angles] = make_torso(again.torso, again.model_spacing_mm)
         patient = scan_torso(torsos[angles], again)
-        found = {m.level: m.bmd for m in measure(patient, _perfect(patient), seed) if not m.rejected}
+        found = {m.level: m.bmd for m in measure(patient, perfect(patient), seed) if not m.rejected}
         if len(found) < len(LEVELS):
             return None
         series.append((name, found))
