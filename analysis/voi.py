@@ -43,7 +43,7 @@ N_OUTLINE_POINTS = 72
 class VoiRule:
     """The rule by which the VOI is placed. Any change of a number needs a new version, it changes the method."""
 
-    version: str = "oval-1"
+    version: str = "oval-2"
     depth_mm: float = 9.0
     margin_mm: float = 2.0  # from the oval to the cortex and to the endplates
     cortex_margin_mm: float = 2.0  # taken off the body where the cancellous class is missing
@@ -375,16 +375,25 @@ def _inside_bone(crop: VertebraCrop) -> NDArray[np.bool_]:
 def _outliers(volume: CtVolume, weights: NDArray[np.float32], rule: VoiRule) -> NDArray[np.bool_]:
     """Voxels of bone islands, vein and vacuum: outside the robust limits of the smoothed image, or absolute limits.
 
-    Limits lie symmetrically about the median; on noise and symmetric texture the mean does not move.
+    Limits lie symmetrically about the middle of the shortest half of the values (Rousseeuw & Leroy 1987): a patch in up
+    to a third of the VOI hardly moves or widens them, and on noise and symmetric texture the mean does not move.
     """
     sigma = [min(rule.outlier_smoothing_mm / mm, 1.5) for mm in volume.spacing_mm]
     smooth = ndimage.gaussian_filter(np.asarray(volume.hu, dtype=np.float32), sigma)
-    inside = smooth[weights > 0.5]
-    median = float(np.median(inside))
-    spread = max(1.4826 * float(np.median(np.abs(inside - median))), 5.0)
+    middle, half_length = _shortest_half(smooth[weights > 0.5])
+    spread = max(1.4826 * half_length, 5.0)
     low, high = rule.absolute_limits_hu
-    outside = np.abs(smooth - median) > rule.outlier_sd * spread
+    outside = np.abs(smooth - middle) > rule.outlier_sd * spread
     return np.asarray(outside | (smooth < low) | (smooth > high))
+
+
+def _shortest_half(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Middle and half length of the shortest interval that holds half of the values."""
+    ordered = np.sort(values.astype(np.float64))
+    count = len(ordered) // 2
+    lengths = ordered[count:] - ordered[: len(ordered) - count]
+    start = int(np.argmin(lengths))
+    return float(ordered[start] + lengths[start] / 2), float(lengths[start] / 2)
 
 
 def _voi(

@@ -81,9 +81,12 @@ def ball(level: str, hu: float, radius_mm: float, noise_sd_hu: float = 12.0) -> 
 
     def paint(patient: SimulatedPatient) -> None:
         volume = patient.volume
-        centre = next(v.centroid_lps_mm for v in patient.truth if v.name == level)
-        index = np.stack(np.indices(volume.hu.shape), axis=-1).astype(float)
-        inside = np.linalg.norm(volume.to_lps_mm(index) - np.array(centre) - [0, -3, 0], axis=-1) < radius_mm
+        centre = np.array(next(v.centroid_lps_mm for v in patient.truth if v.name == level)) + [0, -3, 0]
+        middle, reach = volume.to_index(centre), radius_mm / np.array(volume.spacing_mm)
+        offsets = np.meshgrid(
+            *(np.arange(n) - m for n, m in zip(volume.hu.shape, middle, strict=True)), indexing="ij", sparse=True
+        )
+        inside = sum((o / r) ** 2 for o, r in zip(offsets, reach, strict=True)) < 1.0
         noise = np.random.default_rng(5).normal(0, noise_sd_hu, int(inside.sum()))
         volume.hu[inside] = np.rint(hu + noise)
 

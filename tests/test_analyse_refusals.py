@@ -4,15 +4,18 @@ Refusals that follow the segmentation (spine, level, vertebra, VOI) are reached 
 phantom scans in test_calibrate_refusals.py; test_refusal_codes.py holds the count.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from typer.testing import CliRunner
 
 from analysis.results import Calibration
 from node import offline
+from node.commands import app
 from node.config import Config
 from storage.ct_series import CtSeries
 from tests.analyse_builders import analyse, calibrate, daily_phantom
@@ -183,8 +186,7 @@ def test_a_phantom_of_unknown_serial_calibrates_nothing(phantom: Path, tmp_path:
 
 
 def test_a_phantom_scan_without_uids_is_measured_but_gets_no_dicom_answer(tmp_path: Path) -> None:
-    write_phantom(PhantomOrder(tmp_path / "ct", slices=16, acquired=ACQUIRED), Config())
-    for path in (tmp_path / "ct").iterdir():
+    for path in daily_phantom(tmp_path / "ct").iterdir():
         ds = dcmread(path)
         del ds.SOPInstanceUID, ds.SeriesInstanceUID
         ds.save_as(path)

@@ -33,7 +33,7 @@ def voi_of(weights: np.ndarray, level: str = "L1") -> Voi:
     return Voi(
         level=level, weights=weights.astype(np.float32), start=(2, 3, 4), centre_lps_mm=(0.0, 0.0, 0.0),
         normal_lps=(0.0, 0.0, 1.0), semi_axes_mm=(15.0, 10.0), depth_mm=9.0, cancellous_fraction=0.62,
-        volume_mm3=4000.0, excluded_fraction=0.0, rule_version="oval-1",
+        volume_mm3=4000.0, excluded_fraction=0.0, rule_version="oval-2",
     )  # fmt: skip
 
 

@@ -125,6 +125,19 @@ def test_islands_and_vein_are_left_out() -> None:
     assert mean_bmd(built, everything) > 130.0
 
 
+def test_a_patch_of_other_bone_in_a_fifth_of_the_voi_is_left_out_and_does_not_hide_itself() -> None:
+    """A dark ball of 6 mm would lower the mean by over 10 mg/cm3; robust limits must not widen with it."""
+    built = spine(replace(PAIR, texture_sd_mg_cm3=10.0, noise_sd_hu=8.0))
+    clean = mean_bmd(built, place_voi(built.volume, built.segmentation, "L1"))
+    centre = next(level.centroid_lps_mm for level in built.segmentation.levels if level.name == "L1")
+    places = built.volume.to_lps_mm(np.moveaxis(np.indices(built.volume.hu.shape), 0, -1).astype(float))
+    inside = np.linalg.norm(places - np.array(centre) - [0.0, -3.0, 0.0], axis=-1) < 6.0
+    patched = replace(built, volume=replace(built.volume, hu=np.where(inside, built.volume.hu - 90, built.volume.hu)))
+    voi = place_voi(patched.volume, built.segmentation, "L1")
+    assert 0.08 < voi.excluded_fraction < 0.25
+    assert mean_bmd(patched, voi) == pytest.approx(clean, abs=3.0)
+
+
 def test_leaving_out_outliers_does_not_bias_the_mean_of_pure_texture_and_noise() -> None:
     built = spine(replace(PAIR, vein=False, texture_sd_mg_cm3=25.0, noise_sd_hu=15.0))
     for name in ("L1", "L2"):

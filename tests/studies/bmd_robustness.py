@@ -57,6 +57,7 @@ def examine(name: str, count: int) -> str:
     found: list[Measured] = []
     for seed in range(2000, 2000 + count):
         spec = spine_spec(seed)
+        spec = replace(spec, torso=replace(spec.torso, margin_mm=24.0))  # so that no slice thickness cuts a vertebra
         spec = CONDITIONS[name](spine(fractures=())(spec))
         patient = scan_torso(make_torso(spec.torso, spec.model_spacing_mm), spec)
         masks = perfect(patient)
