@@ -158,6 +158,7 @@ SETTINGS: dict[str, str] = {
     "PROTOCOL_THICKNESS": "protocol.max_slice_thickness_mm",
     "PROTOCOL_ENERGY": "protocol.energy_image_words",
     "CONTRAST_TAG": "protocol.contrast",
+    "HU_SCALE": "tissues.outside",
     "CONTRAST_IMAGE": "protocol.contrast",
     "LEVEL_UNCERTAIN": "segmentation.min_level_confidence",
     "NO_USABLE_VERTEBRA": "bmd.fallback_levels",

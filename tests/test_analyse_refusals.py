@@ -17,9 +17,10 @@ from analysis.results import Calibration
 from node import offline
 from node.commands import app
 from node.config import Config
+from node.simulate import PhantomOrder, write_phantom
 from storage.ct_series import CtSeries
 from tests.analyse_builders import analyse, calibrate, daily_phantom
-from tests.synthetic import ramp_volume, write_ct
+from tests.synthetic import ACQUIRED, ramp_volume, write_ct
 
 Change = Callable[[int, Dataset], None]
 
@@ -126,7 +127,7 @@ def test_images_that_are_no_ct_objects_are_refused_with_a_full_report_and_no_obj
     for number, sop_class in enumerate(("1.2.840.10008.5.1.4.1.1.7", None)):
         write_ct(tmp_path / f"{number}", ramp_volume((12, 16, 24)), setting(SOPClassUID=sop_class))
         exit_code, report = analyse(tmp_path / f"{number}", [], tmp_path / f"out{number}")
-        assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"  # type: ignore[index]
+        assert exit_code == 3 and report["reasons"][0]["code"] == "NO_SUITABLE_SERIES"
         assert not (tmp_path / f"out{number}" / "dicom").exists()
         assert {"protocol", "calibration", "bmd_mg_cm3", "radiomics", "timings_s", "models"} <= report.keys()
 
@@ -139,7 +140,7 @@ def test_a_scanner_without_a_name_is_vouched_for_by_whoever_gives_the_phantom_sc
     write_phantom(PhantomOrder(tmp_path / "phantom", header, slices=16, acquired=ACQUIRED), Config())
     write_ct(tmp_path / "ct", ramp_volume((12, 16, 24)), nameless)
     _, report = analyse(tmp_path / "ct", [tmp_path / "phantom"], tmp_path / "out")
-    codes = {reason["code"] for reason in report["reasons"]}  # type: ignore[attr-defined]
+    codes = {reason["code"] for reason in report["reasons"]}
     assert not codes & {"CALIBRATION_KEY_MISSING", "NO_CALIBRATION"} and report["calibration"]
 
 
