@@ -53,7 +53,11 @@ def rough_rod(simulated: SimulatedPhantom) -> None:
 
 
 SHUFFLED = scan(phantom=replace(MODEL_3, rods=tuple(MODEL_3.rods[i] for i in (2, 0, 4, 1, 3))))
-TWO_RODS = [{"name": "A", "density_mg_cm3": 0}, {"name": "B", "density_mg_cm3": 200}]
+TWO_RODS = {
+    "phantom_type": "Siemens OSTEO",
+    "material": "HA",
+    "rods": [{"name": "water", "density_mg_cm3": 0}, {"name": "bone", "density_mg_cm3": 200}],
+}
 OPPOSITE_ERRORS = scan(rod_error_hu=(0.0, 0.0, 14.0, -14.0, 0.0))
 CASES: dict[str, Case] = {
     "RODS_OUTSIDE_FOV": Case(scan(pose=Pose(shift_mm=(160.0, 0.0, 0.0)))),
@@ -63,7 +67,7 @@ CASES: dict[str, Case] = {
     "TOO_FEW_PHANTOM_SLICES": Case(scan(acquisition=replace(SMALL, slices=3))),
     "PHANTOM_TILTED": Case(scan(pose=Pose(tilt_lateral_deg=10.0))),
     "WRONG_PHANTOM": Case(pad_of("Kyoto Kagaku B-MAS200")),
-    "PHANTOM_TYPE_UNSUPPORTED": Case(scan(), {"rods": TWO_RODS}),
+    "NO_FIT_DIAGNOSTICS": Case(pad_of("Siemens OSTEO"), TWO_RODS),
     "ROD_ORDER_DIFFERS": Case(SHUFFLED),
     "ROD_ASSIGNMENT_AMBIGUOUS": Case(SHUFFLED, {"geometry_verified": True}),
     "SLICES_DROPPED": Case(scan(), spoil=one_bright_slice),
@@ -108,7 +112,7 @@ def test_a_bad_phantom_scan_is_told_by_its_code(code: str, tmp_path: Path) -> No
     exit_code, answer = calibrate(tmp_path / "ct", tmp_path / "out", configured(case.unit, tmp_path / "config.yaml"))
     found = {one["code"] for one in [*answer["reasons"], *answer.get("findings", [])]}
     assert code in found, (found, answer["gates"])
-    finding = code in {"ROD_ORDER_DIFFERS", "SLICES_DROPPED"}
+    finding = code in {"ROD_ORDER_DIFFERS", "SLICES_DROPPED", "NO_FIT_DIAGNOSTICS"}
     assert (exit_code, answer["accepted"]) == ((0, True) if finding else (3, False))
 
 

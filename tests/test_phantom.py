@@ -214,6 +214,12 @@ def test_a_body_of_two_tubes_is_not_a_phantom_of_two_rods() -> None:
         measure_phantom(body_without_phantom(40.0), phantom_spec("O-1", "Siemens OSTEO"))
 
 
+def test_one_rod_makes_no_line() -> None:
+    with pytest.raises(PhantomUnusableError) as caught:
+        measure_phantom(simulate_phantom(scan()).volume, replace(MODEL_3, rods=MODEL_3.rods[:1]))
+    assert caught.value.code == "PHANTOM_TYPE_UNSUPPORTED"
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
