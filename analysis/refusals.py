@@ -152,7 +152,7 @@ SETTINGS: dict[str, str] = {
     "GATE_VOXELS": "calibration.min_rod_voxels",
     "GATE_ROD_SD": "calibration.max_rod_sd_ratio",
     "GATE_AXIAL_SLOPE": "calibration.max_axial_slope_hu_per_mm",
-    "GATE_STANDARD_ERROR": "calibration.max_standard_error_hu",
+    "GATE_STANDARD_ERROR": "calibration.max_noise_mg_cm3",
     "GATE_LEAVE_ONE_OUT": "calibration.max_leave_one_out_mg_cm3",
     "PROTOCOL_KVP": "protocol.allowed_kvp",
     "PROTOCOL_THICKNESS": "protocol.max_slice_thickness_mm",
