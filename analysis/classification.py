@@ -80,6 +80,7 @@ def _answer(
         classification=Classification(chosen[0]) if state == OK else None,
         probabilities=said,
         conformal_set=chosen,
+        conformal_level=model.conformal.level,
         model_name=model.name,
         model_sha256=model.sha256,
         demonstration=model.demonstration,

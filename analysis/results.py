@@ -361,6 +361,7 @@ class RadiomicsPrediction:
     classification: Classification | None
     probabilities: tuple[tuple[str, float], ...]
     conformal_set: tuple[str, ...]
+    conformal_level: float  # share of each class's patients whose set holds their class
     model_name: str
     model_sha256: str
     demonstration: bool  # True: trained on simulated spines, never a finding

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from analysis.classification import DEMONSTRATION_MODEL
 from analysis.errors import QctError
 from node.config import Config
 from node.embedded_pacs import EmbeddedPacs
@@ -42,6 +43,7 @@ completeness: {{quiet_s: 2}}
 destinations:
   - {{name: demo-pacs, ae_title: {pacs_title}, host: 127.0.0.1, port: {pacs_port}}}
 calibration_choice: {{commissioning: {{scans: {weeks}}}}}
+radiomics: {{model_file: {model}}}
 results: {{objects: [segmentation, measurements, report, radiomics, pdf, refusal, phantom report, phantom chart]}}
 """
 
@@ -91,7 +93,10 @@ def _note(path: Path, answers: dict[str, float]) -> None:
 def _write_config(out: Path, pacs: EmbeddedPacs) -> Path:
     path = out / "config.yaml"
     path.write_text(
-        CONFIG.format(port=free_port(), folder=out, pacs_title=pacs.ae_title, pacs_port=pacs.port, weeks=PHANTOM_WEEKS)
+        CONFIG.format(
+            port=free_port(), folder=out, pacs_title=pacs.ae_title, pacs_port=pacs.port, weeks=PHANTOM_WEEKS,
+            model=DEMONSTRATION_MODEL,
+        )  # fmt: skip
     )
     return path
 

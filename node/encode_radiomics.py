@@ -145,6 +145,7 @@ def _extraction_texts(result: PatientResult) -> list[str]:
 def _prediction_text(prediction: RadiomicsPrediction) -> str:
     shares = ", ".join(f"{name} {share:.2f}" for name, share in prediction.probabilities)
     return ascii_text(
-        f"{prediction.classification} ({shares}; 90 % set: {', '.join(prediction.conformal_set)}), model "
+        f"{prediction.classification} ({shares}; {100 * prediction.conformal_level:g} % set: "
+        f"{', '.join(prediction.conformal_set)}), model "
         f"{prediction.model_name} SHA-256 {prediction.model_sha256}"
     )

@@ -166,6 +166,7 @@ def _prediction(result: PatientResult) -> dict[str, Any] | None:
         "classification": str(prediction.classification) if prediction.classification else None,
         "probabilities": dict(prediction.probabilities),
         "conformal_set": list(prediction.conformal_set),
+        "conformal_level": prediction.conformal_level,
         "reasons": reasons(prediction.reasons),
     }
 

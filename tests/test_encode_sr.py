@@ -184,12 +184,15 @@ def test_every_feature_of_the_contract_has_a_code_of_its_own() -> None:
 def test_only_an_active_site_model_answers(active: bool, demonstration: bool, state: str, answered: bool) -> None:
     headers = make_headers()
     prediction = RadiomicsPrediction(
-        state, make_summary().classification, (("osteopenia", 0.8),), ("osteopenia",), "site", "ef" * 32, demonstration
-    )
+        state, make_summary().classification, (("osteopenia", 0.8),), ("osteopenia",), 0.95, "site", "ef" * 32,
+        demonstration,
+    )  # fmt: skip
     settings = replace(FEATURES, radiomics_model_active=active)
     objects = encode(make_result(headers, prediction=prediction), headers, settings)
     answers = [code for group in read_groups(objects[ObjectKind.RADIOMICS]) for code in group.answers]
     assert (codes.RADIOMICS_ANSWER.value in answers) is answered
+    texts = " ".join(str(i.get("TextValue", "")) for i in walk(objects[ObjectKind.RADIOMICS]))
+    assert ("95 % set: osteopenia" in texts) is answered
 
 
 def test_features_that_were_refused_leave_a_reason_and_no_group() -> None:
