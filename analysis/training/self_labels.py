@@ -10,6 +10,7 @@ given to the training as `--data`.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,20 @@ FOLLOW_MM = 12.0  # and no farther than this from what a network calls rib
 MEDIAL_END_MM = 12.0  # a piece of rib begins within this distance of a vertebra T1 to T12
 
 _CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """What the look at the picture decided.
+
+    without : levels whose outline is not good enough
+    bone_hu : brightness of ribs; above that of contrast-filled kidneys
+    top_mm : LPS z above which no slice is kept
+    """
+
+    without: tuple[str, ...] = ()
+    bone_hu: float = BONE_HU
+    top_mm: float = np.inf
 
 
 def named_by_marks(
@@ -115,31 +130,23 @@ def draw_review(volume: CtVolume, labels: NDArray[np.uint8], ribs: NDArray[np.bo
     return figure
 
 
-def write_self_labels(
-    ct: Path,
-    annotation: Annotation,
-    networks: Networks,
-    out: Path,
-    without: tuple[str, ...] = (),
-    bone_hu: float = BONE_HU,
-    top_mm: float = np.inf,
-) -> None:
+def write_self_labels(ct: Path, annotation: Annotation, networks: Networks, out: Path, review: Review) -> None:
     """Segment, rename, follow the ribs, write the files and the picture."""
     image = read_image(ct)
     volume = CtVolume(np.clip(sitk.GetArrayFromImage(image), -1024, 32767).astype(np.int16), image_affine(image))
     segmentation = segment_vertebrae(volume, networks, SegmentationLimits(device="cpu"))
-    labels, body = named_by_marks(segmentation, annotation, without)
+    labels, body = named_by_marks(segmentation, annotation, review.without)
     view = canonical_view(volume)
     every_level, _ = named_by_marks(segmentation, annotation, ())
     seen = canonical_view(CtVolume(every_level.astype(np.int16), volume.affine)).hu.astype(np.int16)
-    found = followed_along_bone(ribs_by_networks(view, networks, segmentation), view, seen, bone_hu)
+    found = followed_along_bone(ribs_by_networks(view, networks, segmentation), view, seen, review.bone_hu)
     ribs = from_canonical(found.astype(np.uint8), view) > 0
     out.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(_below(image, top_mm), str(out / "ct.nii.gz"))
+    sitk.WriteImage(_below(image, review.top_mm), str(out / "ct.nii.gz"))
     for name, array in (("labels", labels), ("labels_body", body), ("labels_ribs", ribs.astype(np.uint8))):
         made = sitk.GetImageFromArray(array)
         made.CopyInformation(image)
-        sitk.WriteImage(_below(made, top_mm), str(out / f"{name}.nii.gz"))
+        sitk.WriteImage(_below(made, review.top_mm), str(out / f"{name}.nii.gz"))
     draw_review(volume, labels, ribs, annotation).savefig(out / "review.png", dpi=60)
 
 
@@ -162,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser.parse_args(arguments)
     networks = load_networks(a.models / "coarse.safetensors", a.models / "fine.safetensors")
     marks = annotation_from_json(a.annotation.read_text())
-    write_self_labels(a.ct, marks, networks, a.out, tuple(a.without), a.bone_hu, a.top_mm)
+    write_self_labels(a.ct, marks, networks, a.out, Review(tuple(a.without), a.bone_hu, a.top_mm))
     return 0
 
 
