@@ -28,7 +28,7 @@ from analysis.resampling import (
 from analysis.results import ModelUsed, Reason, Segmentation, VertebraLevel
 from analysis.rib_contact import RibBox, rib_contact, rib_volumes_ml, sides_in_view, spine_axes
 from analysis.rib_length import RibReach, rib_lengths_mm
-from analysis.spine_chain import ChainLimits, NamedChain, VertebraEvidence, name_levels
+from analysis.spine_chain import NamedChain, name_levels
 from analysis.spine_detection import RIB as COARSE_RIB
 from analysis.spine_detection import (
     CoarseMaps,
@@ -39,6 +39,7 @@ from analysis.spine_detection import (
     sacrum_below,
     spine_column,
 )
+from analysis.spine_evidence import ChainLimits, VertebraEvidence
 from analysis.vbnet import LoadedNetwork, load_network
 from analysis.version import SOFTWARE_VERSION
 from analysis.vertebra_labels import LABELS, assemble_maps, sacrum_on_view

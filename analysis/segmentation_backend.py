@@ -28,7 +28,8 @@ from analysis.segmentation import (
     segment_vertebrae,
     vertebra_level,
 )
-from analysis.spine_chain import INDEX, NamedChain, VertebraEvidence, name_levels
+from analysis.spine_chain import NamedChain, name_levels
+from analysis.spine_evidence import INDEX, VertebraEvidence
 from analysis.vertebra_labels import LABELS, SACRUM_LABEL
 from analysis.vertebra_outline import FineCrop, on_view
 from analysis.volume import CtVolume

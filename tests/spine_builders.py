@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from analysis.spine_chain import INDEX, LEVELS, SPACING_MM, VertebraEvidence
 from analysis.spine_detection import CoarseMaps
+from analysis.spine_evidence import INDEX, LEVELS, SPACING_MM, VertebraEvidence
 
 REGULAR = tuple(level for level in LEVELS if level not in ("T13", "L6"))
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.spine_chain import LEVELS, ChainLimits, anchors_disagree, name_levels, single_step
+from analysis.spine_chain import name_levels, single_step
+from analysis.spine_evidence import LEVELS, ChainLimits, anchors_disagree
 from tests.spine_builders import chain_of, levels_between
 
 
