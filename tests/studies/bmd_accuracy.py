@@ -97,14 +97,14 @@ def perfect(patient: SimulatedPatient) -> Segmentation:
 
 def accuracy(count: int) -> str:
     """Random spines with perfect masks and with edges that wander by one to two voxels."""
-    perfect, wandering = [], []
+    exact, wandering = [], []
     for seed in range(count):
         spec = spine_spec(seed)
         patient = scan_torso(make_torso(spec.torso, spec.model_spacing_mm), spec)
         segmentation = perfect(patient)
-        perfect += list(measure(patient, segmentation, seed))
+        exact += list(measure(patient, segmentation, seed))
         wandering += list(measure(patient, ragged(segmentation, patient.volume, seed), seed))
-        for m in (*perfect[-2:], *wandering[-2:]):
+        for m in (*exact[-2:], *wandering[-2:]):
             print(f"{m.seed} {m.level} {m.bmd - m.truth_voi:+.2f} {m.covered:.2f} {m.rejected}", flush=True)
     head = (
         "masks",
@@ -118,10 +118,10 @@ def accuracy(count: int) -> str:
         "covered",
     )
     lines = ["| " + " | ".join((*head, "cortex voxels")) + " |", "|---" * (len(head) + 1) + "|"]
-    lines += [_accuracy_row("true", perfect), _accuracy_row("edges wander 1-2 voxels", wandering)]
-    rejected = [f"{m.seed}/{m.level} {m.rejected}" for m in perfect if m.rejected]
+    lines += [_accuracy_row("true", exact), _accuracy_row("edges wander 1-2 voxels", wandering)]
+    rejected = [f"{m.seed}/{m.level} {m.rejected}" for m in exact if m.rejected]
     lines += ["", "Rejected (true masks): " + (", ".join(rejected) or "none")]
-    worst = sorted((m for m in perfect if not m.rejected), key=lambda m: -abs(m.bmd - m.truth_voi))[:5]
+    worst = sorted((m for m in exact if not m.rejected), key=lambda m: -abs(m.bmd - m.truth_voi))[:5]
     lines += ["", "Largest errors: " + ", ".join(f"{m.seed}/{m.level} {m.bmd - m.truth_voi:+.2f}" for m in worst)]
     return "\n".join(lines)
 

@@ -47,8 +47,9 @@ CONDITIONS: dict[str, Callable[[PatientSpec], PatientSpec]] = {
     "scoliosis 35 degrees": spine(bend_deg=35.0, bend_apex=13.5),
     "lordosis 70 degrees": spine(lordosis_deg=70.0, sacral_slope_deg=56.0),
     "flat back, lordosis 10 degrees": spine(lordosis_deg=10.0, sacral_slope_deg=13.0),
-    "small woman": spine(male=False, size=0.85),
-    "large man": spine(male=True, size=1.15),
+    "small woman, -2 SD": spine(male=False, size=0.90),
+    "tiny woman, -3 SD": spine(male=False, size=0.85),
+    "large man, +3 SD": spine(male=True, size=1.15),
 }
 
 
