@@ -17,9 +17,9 @@ from analysis.refusals import reason
 from analysis.results import PhantomMeasurement, PhantomSpec, Reason, RodMeasurement
 from analysis.rod_candidates import Section, section
 from analysis.rod_fit import Assignment, assignment_of, best_assignment
-from analysis.rod_pattern import Placement
+from analysis.rod_pattern import Placement, physical_residual_hu
 from analysis.rod_sampling import RodSample, sample_rods, usable_slices
-from analysis.rod_search import Find, find_phantom, looks_at
+from analysis.rod_search import POSSIBLE_HU, Find, find_phantom, looks_at
 from analysis.rod_tracking import RodAxes, jump_mm, recentred, track_rods
 from analysis.volume import CtVolume
 
@@ -161,6 +161,7 @@ def _check_gap(around: Surroundings, limits: PhantomLimits) -> None:
 
 def _name(samples: tuple[RodSample, ...], placement: Placement, spec: PhantomSpec, limits: PhantomLimits) -> Assignment:
     """Name the rods by their place, confirmed by their HU; disturbed rods and foreign phantoms are refused."""
+    _check_uniform(samples, spec, limits)
     _check_disturbed(samples, placement, spec, limits)
     hu = np.array([s.hu for s in samples])
     forward = tuple(range(len(spec.rods)))
@@ -182,6 +183,25 @@ def _name(samples: tuple[RodSample, ...], placement: Placement, spec: PhantomSpe
         f"expected the place order of serial {spec.serial} to fit best; check the phantom"
     )
     raise PhantomUnusableError("ROD_ASSIGNMENT_AMBIGUOUS", text)
+
+
+def _check_uniform(samples: tuple[RodSample, ...], spec: PhantomSpec, limits: PhantomLimits) -> None:
+    """A row of ribs or organs goes straight through a short scan too; rods are as uniform as the noise lets them be.
+
+    Not a phantom: most of the row is mottled, or what is uniform in it lies on no line of the certificate.
+    """
+    sds = np.array([s.sd_hu for s in samples])
+    mottled = sds > limits.max_sd_ratio * max(float(sds.min()), 1.0)
+    hu = np.where(mottled, np.nan, np.array([s.hu for s in samples]))
+    forward = tuple(range(len(spec.rods)))
+    orders = (forward, forward[::-1])
+    foreign = (~mottled).sum() >= 3 and min(physical_residual_hu(spec.rods, hu, o) for o in orders) > POSSIBLE_HU
+    if mottled.sum() > len(samples) / 2 or mottled.any() and foreign:
+        text = (
+            f"a row of round shapes of SD {', '.join(f'{sd:.0f}' for sd in sds)} HU; expected the {len(samples)} "
+            f"uniform rods of {spec.phantom_type} {spec.serial}; check that this series shows the phantom"
+        )
+        raise PhantomNotFoundError("NOT_A_PHANTOM", text)
 
 
 def _check_disturbed(

@@ -270,6 +270,22 @@ def body_without_phantom(hu_inside: float, noise_hu: float = 10.0) -> CtVolume:
     return CtVolume((slice_ + noise).astype(np.float32), axial_affine((2.5, 1.25, 1.25), (0.0, 0.0, 0.0)))
 
 
+def test_a_row_of_ribs_that_goes_straight_through_a_short_scan_is_not_a_phantom() -> None:
+    """Round at every slice and at one pitch, as rods are, but mottled: bone and marrow within what would be a rod."""
+    y, x = np.mgrid[-160:160, -160:160] * 1.25
+    slice_ = np.where(np.hypot(x / 150, y / 105) < 1, 40.0, -1000.0)
+    for place in range(5):
+        distance = np.hypot(x + 60 - 30 * place, y - 70)
+        slice_[distance < 9] = 90.0
+        slice_[distance < (4 if place % 2 else 0)] = 420.0
+        slice_[distance < 2] = -60.0
+    noise = np.random.default_rng(3).normal(0, 10, (24, *slice_.shape))
+    volume = CtVolume((slice_ + noise).astype(np.float32), axial_affine((2.5, 1.25, 1.25), (0.0, 0.0, 0.0)))
+    with pytest.raises(PhantomNotFoundError) as caught:
+        measure_phantom(volume, MODEL_3)
+    assert caught.value.code == "NOT_A_PHANTOM"
+
+
 @pytest.mark.parametrize(
     "volume", [body_without_phantom(0.0), body_without_phantom(40.0, 40.0)], ids=["water", "tissue"]
 )
