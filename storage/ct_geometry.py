@@ -27,24 +27,27 @@ class SliceStack:
     spacing_mm: float
 
 
-def stack_slices(datasets: Sequence[Dataset]) -> SliceStack:
-    """Order the slices along their normal and check that they make one regular volume.
+def stack_slices(datasets: Sequence[Dataset], minimum: int = MINIMUM_SLICES) -> SliceStack:
+    """Order the slices along their normal and check that at least `minimum` of them make one regular volume.
 
     Raises
     ------
     UnusableSeriesError : TOO_FEW_SLICES, MIXED_GEOMETRY, DUPLICATE_SLICE, SLICE_GAP, UNEVEN_SPACING, GANTRY_TILT
     """
-    if len(datasets) < MINIMUM_SLICES:
+    if len(datasets) < minimum:
         raise UnusableSeriesError(
-            "TOO_FEW_SLICES", f"{len(datasets)} slices found; at least {MINIMUM_SLICES} expected; send the whole series"
+            "TOO_FEW_SLICES", f"{len(datasets)} slices found; at least {minimum} expected; send the whole series"
         )
     rows_direction, columns_direction, pixel_spacing_mm = _common_plane(datasets)
     normal = np.cross(rows_direction, columns_direction)
     positions = np.array([[float(v) for v in ds.ImagePositionPatient] for ds in datasets])
     along_mm = positions @ normal
     order = np.argsort(along_mm, kind="stable")
-    spacing_mm = _regular_spacing_mm(along_mm[order])
-    _check_tilt(positions[order], normal)
+    if len(datasets) > 1:
+        spacing_mm = _regular_spacing_mm(along_mm[order])
+        _check_tilt(positions[order], normal)
+    else:
+        spacing_mm = _thickness_mm(datasets[0])
     affine = np.eye(4)
     affine[:3, 0] = normal * spacing_mm
     affine[:3, 1] = columns_direction * pixel_spacing_mm[0]
@@ -93,6 +96,11 @@ def _what_is_absent(datasets: Sequence[Dataset]) -> str:
     absent = ", ".join(f"{keyword} absent in {n}" for keyword, n in counts.items() if n)
     found = absent or "position or spacing of wrong form in some"
     return f"{found} of {len(datasets)} slices; without a place in the patient they make no volume"
+
+
+def _thickness_mm(ds: Dataset) -> float:
+    """The depth of a single slice; 1 mm where it is not stated, for a volume needs one."""
+    return max(float(ds.get("SliceThickness") or 0.0), 1.0)
 
 
 def _regular_spacing_mm(along_mm: NDArray[np.float64]) -> float:

@@ -16,7 +16,7 @@ from analysis.errors import UnusableSeriesError
 from analysis.refusals import reason
 from analysis.results import Reason, SeriesHeader
 from analysis.volume import CtVolume
-from storage.ct_geometry import stack_slices
+from storage.ct_geometry import MINIMUM_SLICES, stack_slices
 from storage.ct_header import number, read_header, text, values
 from storage.enhanced_ct import ENHANCED_CT_CLASSES, split_frames
 
@@ -39,13 +39,20 @@ class CtSeries:
     flags: tuple[Reason, ...] = ()
 
 
-def load_ct_series(paths: Iterable[Path], site_timezone: tzinfo = UTC, *, outlines_only: bool = False) -> CtSeries:
+def load_ct_series(
+    paths: Iterable[Path],
+    site_timezone: tzinfo = UTC,
+    *,
+    outlines_only: bool = False,
+    minimum_slices: int = MINIMUM_SLICES,
+) -> CtSeries:
     """Read the slices of one CT series.
 
     Parameters
     ----------
     outlines_only : no density is wanted, so the geometry alone must be sound; an unstated unit is taken as HU, and
         what would forbid a density stands in `flags`
+    minimum_slices : fewer than these are refused; the look for a phantom has its own limits and takes any number
 
     Raises
     ------
@@ -57,7 +64,7 @@ def load_ct_series(paths: Iterable[Path], site_timezone: tzinfo = UTC, *, outlin
         raise UnusableSeriesError(
             "MIXED_GEOMETRY", f"{len(series_uids)} series found in one volume; exactly one expected"
         )
-    stack = stack_slices(datasets)
+    stack = stack_slices(datasets, minimum_slices)
     ordered = [datasets[i] for i in stack.order]
     flags = tuple({flag.code: flag for ds in ordered for flag in _unstated_hu(ds)}.values())
     if flags and not outlines_only:

@@ -12,6 +12,7 @@ import yaml
 from analysis.phantom_types import phantom_spec
 from analysis.simulation.phantom_scan import PhantomScanSpec, SimulatedPhantom, simulate_phantom
 from tests.analyse_builders import analyse, calibrate
+from tests.data import SHARED_DATA, needs_data
 from tests.phantom_builders import MODEL_3, SMALL, Defects, PadGeometry, Pose, scan
 from tests.synthetic import ramp_volume, write_ct
 
@@ -122,3 +123,10 @@ def test_a_patient_scan_names_why_its_phantom_scan_calibrates_nothing(tmp_path: 
     exit_code, report = analyse(tmp_path / "ct", [tmp_path / "phantom"], tmp_path / "out")
     (why,) = report["reasons"]
     assert exit_code == 3 and why["code"] == "NO_CALIBRATION" and "AIR_GAP" in why["text"]
+
+
+@needs_data
+def test_a_real_quality_phantom_of_single_slices_is_no_calibration_phantom(tmp_path: Path) -> None:
+    """Its description ends in a word that is no serial, and each slice is a series of its own."""
+    exit_code, answer = calibrate(SHARED_DATA / "phantom-ctqa", tmp_path)
+    assert exit_code == 3 and "NOT_A_PHANTOM" in {r["code"] for r in answer["reasons"]}
