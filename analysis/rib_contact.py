@@ -44,22 +44,23 @@ def rib_volumes_ml(
     rib: Tensor, grid: IsotropicGrid, centroid_mm: NDArray[np.float64], axis: NDArray[np.float64], box: RibBox
 ) -> tuple[float, float]:
     """Volume of rib in the box on the right and on the left. rib : probability on `grid`."""
-    values = rib.cpu().numpy() * grid.spacing_mm**3 / 1000.0
-    places = [in_box(grid, centroid_mm, axis, box, side) for side in (-1, 1)]
-    right, left = (float(values[part][inside].sum()) for part, inside in places)
+    part, sides = in_boxes(grid, centroid_mm, axis, box)
+    values = rib[part].cpu().numpy() * grid.spacing_mm**3 / 1000.0
+    right, left = (float(values[inside].sum()) for inside in sides)
     return right, left
 
 
-def in_box(
-    grid: IsotropicGrid, centroid_mm: NDArray[np.float64], axis: NDArray[np.float64], box: RibBox, side: int
-) -> tuple[tuple[slice, slice, slice], NDArray[np.bool_]]:
-    """A part of the grid around the vertebra and which of its voxels lie in the box; side -1 right, 1 left."""
+def in_boxes(
+    grid: IsotropicGrid, centroid_mm: NDArray[np.float64], axis: NDArray[np.float64], box: RibBox
+) -> tuple[tuple[slice, slice, slice], tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """A part of the grid around the vertebra, and which of its voxels lie in the box on the right and on the left."""
     part = _near(grid, centroid_mm, 75.0)
     index = np.stack(np.meshgrid(*(np.arange(p.start, p.stop) for p in part), indexing="ij"), axis=-1)
     offset = grid.to_axis_mm(index) - centroid_mm
     up, behind, left = _frame(axis)
     inside = _between(offset @ up, box.up_mm) & _between(offset @ behind, box.behind_mm)
-    return part, inside & _between(side * (offset @ left), box.aside_mm)
+    aside = offset @ left
+    return part, (inside & _between(-aside, box.aside_mm), inside & _between(aside, box.aside_mm))
 
 
 def rib_contact(volumes_ml: tuple[float, float], in_view: tuple[bool, bool], box: RibBox) -> float | None:

@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from analysis.resampling import IsotropicGrid
-from analysis.rib_contact import RibBox, in_box
+from analysis.rib_contact import RibBox, in_boxes
 
 # A part of the grid, and which of its voxels lie in a rib box.
 Place = tuple[tuple[slice, slice, slice], NDArray[np.bool_]]
@@ -61,7 +61,8 @@ def rib_lengths_mm(
     pieces = _pieces(rib.cpu().numpy() > reach.rib, grid)
     if not pieces.voxels_mm:
         return [None] * len(frames)
-    places = [in_box(grid, centroid, axis, box, side) for centroid, axis in frames for side in (-1, 1)]
+    boxes = [in_boxes(grid, centroid, axis, box) for centroid, axis in frames]
+    places = [(part, inside) for part, sides in boxes for inside in sides]
     roots = _owned_pieces(pieces.labels, places)
     ct = hu.cpu().numpy()
     lengths = [
