@@ -140,7 +140,9 @@ class StoreHandler:
 def _checked_header(incoming: IncomingFile) -> InstanceHeader | Refusal:
     """The header, when it can be read and names the object that the command named."""
     names = incoming.names
-    source = EncodedDataset(incoming.path, incoming.data_offset, names.transfer_syntax_uid, names.sop_class_uid)
+    source = EncodedDataset(
+        incoming.path, incoming.data_offset, names.transfer_syntax_uid, names.sop_class_uid, incoming.head
+    )
     try:
         header = read_instance_header(source)
     except InvalidUidError as exc:

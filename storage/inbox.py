@@ -26,6 +26,7 @@ from typing import BinaryIO
 IMPLEMENTATION_CLASS_UID = "2.25.138334235982746445881436096026109240961"
 IMPLEMENTATION_VERSION_NAME = "QCT_NODE"
 WRITE_BUFFER_BYTES = 64 * 1024  # longer fragments go straight to the file
+HEAD_BYTES = 64 * 1024  # of the data set, kept in memory: its header is not read back from the file
 DISK_STATE_LIFE_S = 0.5  # statvfs is asked at most this often
 
 
@@ -67,6 +68,7 @@ class IncomingFile:
         self.path = path
         self.names = names
         self.data_bytes = 0
+        self.head = b""  # the first bytes of the data set
         self.placed = False
         self.error: OSError | None = None
         self._digest = hashlib.sha256(names.transfer_syntax_uid.encode())
@@ -84,6 +86,8 @@ class IncomingFile:
         self.data_bytes += len(fragment)
         if self._file is None:
             return
+        if len(self.head) < HEAD_BYTES:
+            self.head += fragment[: HEAD_BYTES - len(self.head)]
         self._digest.update(fragment)
         try:
             self._file.write(fragment)

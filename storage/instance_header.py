@@ -71,12 +71,13 @@ class InstanceHeader:
 
 @dataclass(frozen=True, slots=True)
 class EncodedDataset:
-    """Where an encoded data set lies in a file."""
+    """Where an encoded data set lies in a file; `head` is its first bytes, for who has them in memory already."""
 
     path: Path
     offset: int
     transfer_syntax_uid: str
     sop_class_uid: str
+    head: bytes = b""
 
 
 def read_instance_header(source: EncodedDataset) -> InstanceHeader:
@@ -235,6 +236,8 @@ def _is_deflated(source: EncodedDataset) -> bool:
 
 
 def _window(source: EncodedDataset, window_bytes: int) -> bytes:
+    if len(source.head) >= window_bytes and not _is_deflated(source):
+        return source.head[:window_bytes]
     with source.path.open("rb") as file:
         file.seek(source.offset)
         if not _is_deflated(source):

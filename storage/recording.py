@@ -43,7 +43,7 @@ def record_arrivals(
     connection: Connection, arrivals: Sequence[Arrival], rows: KnownRows | None = None
 ) -> tuple[ArrivalOutcome, ...]:
     """Write the rows of a batch in order, in one transaction that the caller commits; `rows` only saves time."""
-    rows = rows or KnownRows()
+    rows = KnownRows() if rows is None else rows  # an empty one is false
     known = _known_instances(connection, [a.header.sop_instance_uid for a in arrivals])
     outcomes = []
     for arrival in arrivals:
@@ -59,7 +59,9 @@ def record_arrivals(
 
 
 def _known_instances(connection: Connection, uids: list[str]) -> dict[str, tuple[str, bool]]:
-    rows = connection.execute(_statements(connection.dialect.name).known, {"uids": uids})
+    size = 1 << (len(uids) - 1).bit_length()
+    padded = uids + uids[-1:] * (size - len(uids))
+    rows = connection.execute(_select_known(size), {f"uid_{i}": uid for i, uid in enumerate(padded)})
     return {uid: (digest, purged_at is not None) for uid, digest, purged_at in rows}
 
 
@@ -118,7 +120,6 @@ def _note_senders(connection: Connection, arrivals: Sequence[Arrival], rows: Kno
 class _Statements:
     """Built once per dialect: building them costs more than running them."""
 
-    known: Executable
     add_associations: Insert
     touch_study: ReturningInsert[Any]
     add_series: Insert
@@ -127,12 +128,18 @@ class _Statements:
 
 
 @cache
+def _select_known(size: int) -> Executable:
+    """For groups of up to `size`: a list of one length is compiled once, one of any length at every run."""
+    uids = [bindparam(f"uid_{i}") for i in range(size)]
+    return select(InstanceRow.sop_instance_uid, InstanceRow.digest, InstanceRow.purged_at).where(
+        InstanceRow.sop_instance_uid.in_(uids)
+    )
+
+
+@cache
 def _statements(dialect: str) -> _Statements:
     make = postgresql.insert if dialect == "postgresql" else sqlite.insert
     return _Statements(
-        known=select(InstanceRow.sop_instance_uid, InstanceRow.digest, InstanceRow.purged_at).where(
-            InstanceRow.sop_instance_uid.in_(bindparam("uids", expanding=True))
-        ),
         add_associations=make(table_of(AssociationRow)).on_conflict_do_nothing(),
         touch_study=_touch_study(dialect),
         add_series=make(table_of(SeriesRow)).on_conflict_do_nothing(),

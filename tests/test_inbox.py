@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import random
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from storage.database import SessionFactory, sqlite_url
 from storage.element_scan import BrokenDatasetError, WindowEndsError, scan_elements
-from storage.inbox import DiskLimits, Inbox, IncomingFile, ObjectNames, file_meta, judge_disk
+from storage.inbox import HEAD_BYTES, DiskLimits, Inbox, IncomingFile, ObjectNames, file_meta, judge_disk
 from storage.instance_header import (
     EncodedDataset,
     InvalidUidError,
@@ -83,6 +84,17 @@ def test_the_digest_tells_bytes_and_transfer_syntax_apart(tmp_path: Path) -> Non
     digests = [received(inbox, b"a").digest, received(inbox, b"b").digest, received(inbox, b"a", other_syntax).digest]
     assert len(set(digests)) == 3
     assert received(inbox, b"a").digest == digests[0]
+
+
+def test_the_head_of_a_data_set_stays_in_memory_whatever_the_fragments(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(HEAD_BYTES + 12_345)
+    for size in (1_000, HEAD_BYTES - 1, len(data)):
+        incoming = Inbox(tmp_path).receive(NAMES)
+        for start in range(0, len(data), size):
+            incoming.write(memoryview(data)[start : start + size])
+        incoming.finish()
+        assert incoming.head == data[:HEAD_BYTES]
+        assert incoming.path.read_bytes() == file_meta(NAMES) + data
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync"])
