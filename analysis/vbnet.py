@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -125,6 +126,16 @@ def centroid_cue(config: VBNetConfig, offset_mm: tuple[float, float, float], sha
     return cue
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """The card, or a processor with AMX or AVX-512 BF16, computes bfloat16 faster than float32.
+
+    1.5 times as fast on such processors; others only emulate it, more than ten times as slow as float32 in training.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
@@ -132,12 +143,23 @@ def _normalisation(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(1, channels // 8), channels)
 
 
+class Pointwise(nn.Conv3d):
+    """1x1x1 convolution as one matrix product over the channels, which channels_last_3d needs no copy for."""
+
+    def __init__(self, n_in: int, n_out: int, bias: bool = True) -> None:
+        super().__init__(n_in, n_out, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
 class ConvolutionUnit(nn.Sequential):
     """Convolution, group normalisation and, unless told otherwise, ReLU."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, activation: bool = True) -> None:
+        spatial = nn.Conv3d(n_in, n_out, kernel, padding=kernel // 2, bias=False)
         layers: list[nn.Module] = [
-            nn.Conv3d(n_in, n_out, kernel, padding=kernel // 2, bias=False),
+            spatial if kernel > 1 else Pointwise(n_in, n_out, bias=False),
             _normalisation(n_out),
         ]
         if activation:
@@ -206,7 +228,7 @@ class VBNet(nn.Module):
             for n_in, n_skip, n in zip(inputs, skips, blocks[::-1], strict=True)
         )
         self.trunk = ConvolutionUnit(2 * widths[0], widths[0], 3)
-        self.heads = nn.ModuleDict({head.name: nn.Conv3d(widths[0], len(head.classes), 1) for head in config.heads})
+        self.heads = nn.ModuleDict({head.name: Pointwise(widths[0], len(head.classes)) for head in config.heads})
         for head in config.heads:
             if len(head.classes) == 1:  # a heat map starts near 0.01 everywhere (Lin et al. 2017, section 4.1)
                 nn.init.constant_(self.heads[head.name].bias, -4.6)  # type: ignore[arg-type]

@@ -22,10 +22,9 @@ from analysis.vertebra_frame import (
     VertebraFrame,
     crop_vertebra,
     find_level,
-    fit_frame,
+    fit_frame_and_body,
     grid_mm,
     resample,
-    resample_mask,
 )
 from analysis.volume import CtVolume
 
@@ -98,8 +97,7 @@ def examine(crop: VertebraCrop, segmentation: Segmentation, limits: VertebraLimi
     VoiError
         VOI_FRAME when its endplates cannot be fitted.
     """
-    frame = fit_frame(crop, segmentation)
-    body = resample_mask(crop, frame, crop.body)
+    frame, body = fit_frame_and_body(crop, segmentation)
     core = ndimage.distance_transform_edt(body) * GRID_MM > limits.core_margin_mm
     return Examined(
         crop.level.name, crop, frame, resample(crop, frame, np.asarray(crop.volume.hu, dtype=np.float32)), body, core
@@ -241,7 +239,7 @@ def _neighbour_heights(volume: CtVolume, segmentation: Segmentation, level: str)
         try:
             crop = crop_vertebra(volume, segmentation, other.name)
             if not _check_cut(volume, crop):
-                found.append(measure_heights(resample_mask(crop, fit_frame(crop, segmentation), crop.body)))
+                found.append(measure_heights(fit_frame_and_body(crop, segmentation)[1]))
         except VoiError:
             continue  # a neighbour that cannot be examined says nothing about this vertebra
     return found

@@ -8,6 +8,8 @@ difference. Grids are (axis, forward, lateral): w towards the head, v towards th
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -114,7 +116,12 @@ def crop_vertebra(volume: CtVolume, segmentation: Segmentation, level: str) -> V
 
 
 def fit_frame(crop: VertebraCrop, segmentation: Segmentation) -> VertebraFrame:
-    """Fit the frame of one vertebra: endplate planes, then the forward direction, until they agree.
+    """The frame of one vertebra; see `fit_frame_and_body`."""
+    return fit_frame_and_body(crop, segmentation)[0]
+
+
+def fit_frame_and_body(crop: VertebraCrop, segmentation: Segmentation) -> tuple[VertebraFrame, NDArray[np.bool_]]:
+    """Fit the frame of one vertebra: endplate planes, then the forward direction, until they agree; and its body there.
 
     Raises
     ------
@@ -130,7 +137,7 @@ def fit_frame(crop: VertebraCrop, segmentation: Segmentation) -> VertebraFrame:
         if _agree(before, frame):
             break
     upper, lower = _endplate_planes(body, crop.level.name)
-    return replace(frame, endplates=(upper, lower))
+    return replace(frame, endplates=(upper, lower)), body
 
 
 def _agree(one: VertebraFrame, other: VertebraFrame) -> bool:
@@ -146,12 +153,18 @@ def grid_mm() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.floa
 
 
 def resample(crop: VertebraCrop, frame: VertebraFrame, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Values of the crop on the turned 1-mm grid, linear interpolation, 0 outside."""
-    start = crop.volume.to_index(frame.to_lps_mm(-np.array(HALF_GRID) * GRID_MM))
+    """Values of the crop on the turned 1-mm grid, linear interpolation, 0 outside.
+
+    By torch, which takes 4 ms where scipy.ndimage.affine_transform takes 24; a vertebra is turned some forty times.
+    """
     steps = np.linalg.inv(crop.volume.affine[:3, :3]) @ frame.rotation * GRID_MM
-    shape = tuple(2 * half + 1 for half in HALF_GRID)
-    turned: NDArray[np.float32] = ndimage.affine_transform(values, steps, start, shape, order=1, cval=0.0)
-    return turned
+    scale = 2.0 / np.maximum(np.array(values.shape) - 1, 1)  # torch counts from -1 to 1 and names the last axis first
+    turn = (scale[:, None] * steps * np.array(HALF_GRID))[::-1, ::-1]
+    centre = (crop.volume.to_index(frame.centre_lps_mm) * scale - 1.0)[::-1]
+    transform = torch.from_numpy(np.column_stack([turn, centre]).astype(np.float32))
+    nodes = F.affine_grid(transform[None], [1, 1, *(2 * half + 1 for half in HALF_GRID)], align_corners=True)
+    image = torch.from_numpy(np.ascontiguousarray(values))
+    return np.asarray(F.grid_sample(image[None, None], nodes, align_corners=True)[0, 0].numpy())
 
 
 def resample_soft(crop: VertebraCrop, frame: VertebraFrame, mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from analysis.errors import AnalysisError, ConfigError, QctError
+from node.process_memory import keep_freed_memory
 
 FAULT, USAGE, REFUSED = 1, 2, 3
 CONSOLE = Console(stderr=True)
@@ -104,6 +105,7 @@ def analyse(
     with exit_codes():
         from node.offline import analyse_folder
 
+        keep_freed_memory()
         result = analyse_folder(folder, tuple(phantom or ()), out, load(config))
         show(result.reasons)
         raise typer.Exit(0 if result.status == "reported" else REFUSED)
@@ -142,6 +144,7 @@ def segment(
     with exit_codes():
         from node.offline import segment_source
 
+        keep_freed_memory()
         show(segment_source(source, out, load(config)).flags)
 
 
@@ -296,6 +299,7 @@ def train_segmentation(
         from analysis.training.segmentation import TrainingRequest
         from analysis.training.segmentation import train_segmentation as train
 
+        keep_freed_memory()
         request = TrainingRequest(
             stage, preset, tuple(data), out, start_from=start_from, resume=resume, device=device, iterations=iterations
         )

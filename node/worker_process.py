@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import QctError
+from node.process_memory import give_back_freed_memory, keep_freed_memory
 from node.worker_messages import AnalysisTask, Fault, NotReady, Ready
 
 PARENT_CHECK_S = 1.0
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> int:
     """Serve tasks until the parent closes the socket or is gone."""
     connection = Connection(int(arguments[0]))
     _settle_in()
+    keep_freed_memory()
     entry = importlib.import_module(arguments[1])
     try:
         context = entry.prepare(Path(arguments[2]) if arguments[2] else None)
@@ -41,6 +43,7 @@ def main(arguments: list[str]) -> int:
         connection.send(Ready())
         while True:
             connection.send(answer(entry.process_study, connection.recv(), context))
+            give_back_freed_memory()
     return 0
 
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Insert, bindparam, case, select, update
+from sqlalchemy import BindParameter, Connection, Executable, Insert, bindparam, case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import ReturningInsert
 
@@ -130,7 +130,7 @@ class _Statements:
 @cache
 def _select_known(size: int) -> Executable:
     """For groups of up to `size`: a list of one length is compiled once, one of any length at every run."""
-    uids = [bindparam(f"uid_{i}") for i in range(size)]
+    uids: list[BindParameter[Any]] = [bindparam(f"uid_{i}") for i in range(size)]
     return select(InstanceRow.sop_instance_uid, InstanceRow.digest, InstanceRow.purged_at).where(
         InstanceRow.sop_instance_uid.in_(uids)
     )

@@ -1,7 +1,8 @@
 """The training loop: batches by index, mixed precision, checkpoints that resume exactly, validation, history.
 
-bfloat16 and channels_last_3d on CPU and CUDA alike. A checkpoint holds weights, moving average, optimiser and the
-number of the next iteration; sample numbers follow from that number, so nothing else needs to be kept.
+channels_last_3d on CPU and CUDA alike, bfloat16 where the processor or card computes it fast. A checkpoint holds
+weights, moving average, optimiser and the number of the next iteration; sample numbers follow from that number, so
+nothing else needs to be kept.
 """
 
 import json
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from analysis.training.losses import deep_loss, hard_dice, total_loss
 from analysis.training.presets import Preset
 from analysis.training.samples import Sample
-from analysis.vbnet import VBNet, VBNetConfig
+from analysis.vbnet import Pointwise, VBNet, VBNetConfig, computes_bfloat16
 
 SampleSource = Callable[[int], Sample]
 
@@ -49,7 +50,7 @@ class DeepHeads(nn.Module):
         widths = [2 * width for width in config.widths[-2:0:-1]]
         heads = [head for head in config.heads if len(head.classes) > 1]
         self.levels = nn.ModuleList(
-            nn.ModuleDict({head.name: nn.Conv3d(width, len(head.classes), 1) for head in heads}) for width in widths
+            nn.ModuleDict({head.name: Pointwise(width, len(head.classes)) for head in heads}) for width in widths
         )
 
     def forward(self, decoded: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -65,6 +66,7 @@ class Trainer:
     def __init__(self, config: VBNetConfig, preset: Preset, device: str = "cpu", seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.config, self.preset, self.device = config, preset, torch.device(device)
+        self.mixed = computes_bfloat16(self.device)
         self.network = self._place(VBNet(config))
         self.average = self._place(VBNet(config))
         self.average.load_state_dict(self.network.state_dict())
@@ -103,7 +105,7 @@ class Trainer:
     def _loss(self, sample: Sample) -> dict[str, Tensor]:
         targets = {name: value[None].to(self.device) for name, value in sample.targets.items()}
         weights = self.preset.weights
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed):
             decoded = self.network.decode(self._image(sample))
             outputs = self.network.outputs(decoded[-1])
             lower = self.deep(decoded[:-1]) if weights.deep else []
@@ -137,7 +139,7 @@ class Trainer:
         classes = next(head for head in self.config.heads if head.name == "tissue").classes
         totals: dict[int, list[float]] = {}
         for sample in samples:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed):
                 logits = self.average(self._image(sample))["tissue"].float().cpu()
             for value, overlap, size in hard_dice(logits, sample.targets["tissue"][None]):
                 total = totals.setdefault(value, [0.0, 0.0])

@@ -12,6 +12,7 @@ from analysis.results import BmdSummary, ChosenCalibration, Segmentation
 from analysis.vertebra_checks import check_vertebra
 from analysis.voi import place_voi
 from analysis.volume import CtVolume
+from node.process_memory import keep_freed_memory
 from tests.voi_builders import SpineGrid, SpineShape, build_spine, chosen_calibration
 
 SHAPE, CORNER = (400, 512, 512), (150, 200, 200)
@@ -40,6 +41,7 @@ def masks_to_bmd(volume: CtVolume, segmentation: Segmentation, chosen: ChosenCal
 
 
 def main() -> None:
+    keep_freed_memory()  # as the worker process does
     volume, segmentation = large_study()
     chosen = chosen_calibration()
     for _ in range(3):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from analysis.resampling import canonical_view, covering_grid, resample
 from analysis.segmentation import SegmentationLimits, choose_device, segment_vertebrae
 from analysis.volume import CtVolume
+from node.process_memory import keep_freed_memory
 from tests.studies.segmentation_accuracy import MODELS, networks_from
 from tests.studies.segmentation_cases import load_case
 
@@ -146,6 +147,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--windows", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the worker process does
     volume = large_series()
     print(f"{volume.hu.shape} voxels of {', '.join(f'{s:.2f}' for s in volume.spacing_mm)} mm on {options.device}, "
           f"{options.threads} threads")  # fmt: skip
