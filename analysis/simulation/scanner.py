@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
+from scipy import fft, sparse
 from scipy.special import erf
 
 from analysis.simulation.shapes import Field, Grid
@@ -35,6 +35,7 @@ class KernelShape:
 KERNELS = {Kernel.SOFT: KernelShape(0.65, 0.0, 0.28), Kernel.STANDARD: KernelShape(0.50, 0.0, 0.36),
            Kernel.SHARP: KernelShape(0.38, 0.35, 0.70)}
 _LOBE_RATIO = 2.2                # width of the subtracted lobe of sharp kernels
+_SMALLEST_WEIGHT = 1e-6          # of a point spread; what lies farther out counts as zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,17 @@ def spread_volume(values: Field, grid: Grid, out: OutputGrid, boxes_mm: tuple[fl
         shape = kernel if axis else slicing_kernel
         matrices.append(spread_matrix(target[windows[axis]], source, boxes_mm[axis], shape))
     matrices[0] /= np.maximum(matrices[0].sum(axis=1, keepdims=True), 1e-6)      # the body goes on beyond both ends
-    along_z = np.tensordot(matrices[0], values, axes=(1, 0))
-    result = np.matmul(matrices[1][None], along_z) @ matrices[2].T
-    return result.astype(np.float32, copy=False), (windows[0], windows[1], windows[2])
+    return _apply(matrices, values), (windows[0], windows[1], windows[2])
+
+
+def _apply(matrices: list[NDArray[np.float32]], values: Field) -> Field:
+    """One matrix along each axis. All but a narrow band of each is zero: sparse ones take a fraction of the time."""
+    z, y, x = (sparse.csr_array(np.where(np.abs(m) > _SMALLEST_WEIGHT, m, 0)) for m in matrices)
+    along_z = (z @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
+    result = np.empty((len(along_z), y.shape[0], x.shape[0]), np.float32)
+    for k, section in enumerate(along_z):
+        result[k] = (x @ (y @ section).T).T
+    return result
 
 
 def blend_weights(torso: Torso, taper_mm: float = 10.0) -> Field:
