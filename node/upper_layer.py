@@ -136,12 +136,24 @@ class BoundedUpperLayer(DULServiceProvider):  # type: ignore[misc]
     def run_reactor(self) -> None:
         """The thread: whatever ends it, the file of a half received instance goes."""
         try:
-            super().run_reactor()
+            self._serve()
         finally:
             self.assoc.dimse.abandon()
             if isinstance(self.socket, BoundedSocket):
                 self.socket.give_back()
             self.attention.set()
+
+    def _serve(self) -> None:
+        """pynetdicom's loop without its sleep: `ready` waits, and to sleep means to queue for the interpreter again."""
+        self._idle_timer.start()
+        self.assoc._dul_ready.set()
+        while not self._kill_thread:
+            if self.artim_timer.expired:
+                self.event_queue.put("Evt18")
+            if not self._process_recv_primitive() and self._is_transport_event():
+                self._idle_timer.restart()
+            if not self.event_queue.empty():  # this thread is the only reader
+                self.state_machine.do_action(self.event_queue.get())
 
     def _read_pdu_data(self) -> None:
         """Read PDUs within their bounds and put their events on the queue (PS3.8 table 9-10)."""

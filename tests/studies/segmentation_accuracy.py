@@ -1,7 +1,7 @@
 """How well the spine is found, named and outlined: real labelled volumes, real marked volumes, simulated patients.
 
     python -m tests.studies.segmentation_accuracy [--models FOLDER] [--pictures FOLDER] [--only NAME]
-    python -m tests.studies.segmentation_accuracy --simulated N [--set FOLDER]
+    python -m tests.studies.segmentation_accuracy --simulated N [--models FOLDER] [--workers 2]
 
 Prints Markdown tables. `--models` holds coarse.safetensors and fine.safetensors; without it the committed ones are
 used, which have seen the real volumes: leave-one-out figures need weights that were trained without the scored volume.
@@ -121,7 +121,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--simulated", type=int, default=0, help="score this many simulated patients instead")
-    parser.add_argument("--set", type=Path, default=Path("build/simulated"), help="folder that keeps them")
+    parser.add_argument("--workers", type=int, default=1, help="simulated patients scored at once")
     parser.add_argument("--only", choices=NAMES, action="append")
     return parser.parse_args(arguments)
 
@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> int:
         origin = f"{training.preset}, {training.iterations} iterations on {data}"
         print(f"{network.config.stage}: {origin}; SHA-256 {network.sha256[:12]}")
     if options.simulated:
-        score_simulated(networks, options.set, options.simulated)
+        score_simulated(options.models, options.simulated, options.workers)
     else:
         score_real(networks, tuple(options.only or NAMES), options.pictures)
     return 0

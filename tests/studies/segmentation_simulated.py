@@ -1,22 +1,25 @@
 """The simulated test set: patients of fixed seeds that no training uses, four fields of view, with exact truth.
 
-    python -m tests.studies.segmentation_simulated FOLDER [--count 100]     simulate once, keep as .npz
-
-`segmentation_accuracy --simulated N --set FOLDER` scores them.
+`python -m tests.studies.segmentation_accuracy --simulated 100 --workers 2` simulates and scores them.
 """
 
-import argparse
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from analysis.errors import NoVertebraError
-from analysis.segmentation import Networks, SegmentationLimits, segment_vertebrae
+from analysis.segmentation import Networks, SegmentationLimits, load_networks, segment_vertebrae
 from analysis.simulation.patient import PatientSpec, random_patient, simulate_patient
 from analysis.volume import CtVolume
+from node.process_memory import keep_freed_memory
 from tests.studies.segmentation_metrics import LevelMatch, dice, match_level
 
 # Training draws its patients from other seeds.
@@ -40,35 +43,15 @@ def case_spec(index: int) -> PatientSpec:
     return random_patient(FIRST_SEED + index, first, last)
 
 
-def save_case(index: int, folder: Path) -> Path:
-    """Simulate one patient unless its file is there."""
-    path = folder / f"{FIRST_SEED + index}.npz"
-    if not path.exists():
-        patient = simulate_patient(case_spec(index))
-        temporary = path.with_suffix(".part.npz")
-        np.savez_compressed(
-            temporary,
-            hu=np.round(patient.volume.hu).astype(np.int16),
-            affine=patient.volume.affine,
-            labels=patient.labels,
-            body=patient.body,
-            names=[vertebra.name for vertebra in patient.truth],
-            centroids=[vertebra.centroid_lps_mm for vertebra in patient.truth],
-            complete=[vertebra.complete for vertebra in patient.truth],
-        )
-        temporary.replace(path)
-    return path
-
-
-def read_case(path: Path) -> SimulatedCase:
-    with np.load(path) as stored:
-        levels = tuple(
-            (str(name), (float(c[0]), float(c[1]), float(c[2])), bool(whole))
-            for name, c, whole in zip(stored["names"], stored["centroids"], stored["complete"], strict=True)
-            if str(name) not in ("S", "S1", "sacrum")
-        )
-        volume = CtVolume(stored["hu"], stored["affine"])
-        return SimulatedCase(path.stem, volume, stored["labels"], stored["body"], levels)
+def simulate_case(index: int) -> SimulatedCase:
+    """Simulate one patient of the set."""
+    patient = simulate_patient(case_spec(index))
+    levels = tuple(
+        (vertebra.name, vertebra.centroid_lps_mm, vertebra.complete)
+        for vertebra in patient.truth
+        if vertebra.name not in ("S", "S1", "sacrum")
+    )
+    return SimulatedCase(str(FIRST_SEED + index), patient.volume, patient.labels, patient.body, levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,24 +124,25 @@ def print_scores(scores: list[CaseScore]) -> None:
     print(f"\n{np.mean([score.seconds for score in scores]):.1f} s per series")
 
 
-def score_simulated(networks: Networks, folder: Path, count: int) -> list[CaseScore]:
-    """Score the first `count` patients kept in `folder`; those not there are simulated."""
-    limits = SegmentationLimits()
-    scores = [score_case(read_case(save_case(index, folder)), networks, limits) for index in range(count)]
+def score_index(index: int, coarse: Path, fine: Path, threads: int) -> CaseScore:
+    """Simulate and score one patient; what a worker process does."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    return score_case(simulate_case(index), load_networks(coarse, fine), SegmentationLimits())
+
+
+def score_simulated(models: Path, count: int, workers: int) -> list[CaseScore]:
+    """Score the first `count` patients of the set, `workers` at once."""
+    one = partial(
+        score_index,
+        coarse=models / "coarse.safetensors",
+        fine=models / "fine.safetensors",
+        threads=max(1, (os.cpu_count() or 1) // workers),
+    )
+    scores = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for score in pool.map(one, range(count)):
+            scores.append(score)
+            print(score.name, [m.verdict for m in score.matches], flush=True, file=sys.stderr)
     print_scores(scores)
     return scores
-
-
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=100)
-    options = parser.parse_args(arguments)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    for index in range(options.count):
-        print(save_case(index, options.folder), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
