@@ -99,14 +99,21 @@ def analyse(
         list[Path] | None,
         typer.Option(exists=True, help="folder of one phantom scan; may be given several times"),
     ] = None,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="calibrate as the configured node would, from its database (read only)")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Measure one study offline, without network: report.json, DICOM results and pictures go to OUT."""
     with exit_codes():
-        from node.offline import analyse_folder
+        from node.offline import analyse_folder, with_phantom_scans, with_stored_calibrations
 
+        if stored and phantom:
+            raise ConfigError("found --phantom and --stored; expected one: scans of this run, or what the node stored")
         keep_freed_memory()
-        result = analyse_folder(folder, tuple(phantom or ()), out, load(config))
+        site = load(config)
+        as_study = with_stored_calibrations(site) if stored else with_phantom_scans(tuple(phantom or ()), site)
+        result = analyse_folder(folder, as_study, out, site)
         show(result.reasons)
         raise typer.Exit(0 if result.status == "reported" else REFUSED)
 
@@ -115,13 +122,18 @@ def analyse(
 def calibrate(
     folder: Annotated[Path, typer.Argument(exists=True, help="folder with one phantom scan in DICOM")],
     out: OutOption,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="judge it against the scans in the node's database (read only)")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Measure one phantom scan offline: calibration.json and the DICOM answer go to OUT."""
     with exit_codes():
         from node.offline import calibrate_folder
+        from node.stored_calibrations import judge_stored
 
-        accepted, found = calibrate_folder(folder, out, load(config))
+        site = load(config)
+        accepted, found = calibrate_folder(folder, out, site, judge_stored(site) if stored else None)
         show(found)
         raise typer.Exit(0 if accepted else REFUSED)
 

@@ -1,6 +1,7 @@
 """The same chain without a network: folders of DICOM in, reports and DICOM objects out.
 
-The phantom scans given count as commissioned for this run, and the report says so.
+A patient scan is calibrated by phantom scans given for the run, which then count as commissioned, and the report says
+so; or by what the configured node has stored, chosen as the node itself would.
 """
 
 from collections.abc import Callable
@@ -24,11 +25,12 @@ from node.config import Config
 from node.encode_results import encode_phantom_answer, encode_refusal
 from node.encoded import EncodedObject
 from node.nifti import body_path, is_nifti, labels_path, read_nifti, write_nifti
-from node.patient_flow import PatientStudy, encode_patient, measure_patient
+from node.patient_flow import PatientStudy, encode_patient, measure_patient, stored_study
 from node.phantom_flow import measure_phantom_series
 from node.report import patient_report, reasons, unread_report, write_json
 from node.series_kind import CT_CLASSES, choose_series, phantom_serial
 from node.site_choice import choose_from
+from node.stored_calibrations import Judge, JudgedScan, open_stored, series_report
 from storage.ct_series import CtSeries, load_ct_series
 from storage.dicom_folder import SeriesFiles, find_series
 
@@ -41,7 +43,26 @@ class Answer:
     reasons: tuple[Reason, ...]
 
 
-def analyse_folder(folder: Path, phantom_folders: tuple[Path, ...], out: Path, config: Config) -> Answer:
+AsStudy = Callable[[CtSeries], PatientStudy]
+
+
+def with_phantom_scans(folders: tuple[Path, ...], config: Config) -> AsStudy:
+    """Calibrate by these scans; they are measured once the patient's series could be read."""
+    return lambda series: PatientStudy(series, _choice(folders, config))
+
+
+def with_stored_calibrations(config: Config) -> AsStudy:
+    """Calibrate as the configured node would.
+
+    Raises
+    ------
+    ConfigError : it has no database
+    """
+    sessions = open_stored(config)
+    return lambda series: stored_study(series, sessions, config)
+
+
+def analyse_folder(folder: Path, as_study: AsStudy, out: Path, config: Config) -> Answer:
     """Measure one study; write report.json, picture.png and the DICOM objects below `out`."""
     out.mkdir(parents=True, exist_ok=True)
     files: tuple[SeriesFiles, ...] = ()
@@ -53,7 +74,7 @@ def analyse_folder(folder: Path, phantom_folders: tuple[Path, ...], out: Path, c
     except AnalysisError as refusal:
         header = files[0].header if files else Dataset()
         return _refuse_unread(header, Reason(refusal.code, refusal.text), out, config)
-    result = measure_patient(PatientStudy(series, _choice(phantom_folders, config)), make_toolkit(config))
+    result = measure_patient(as_study(series), make_toolkit(config))
     objects, picture = encode_patient(result, series, encoding_settings(config))
     write_json(patient_report(result), out / "report.json")
     if picture:
@@ -86,16 +107,21 @@ def _refuse_unread(header: Dataset, refusal: Reason, out: Path, config: Config) 
     return Answer("refused", (refusal,))
 
 
-def calibrate_folder(folder: Path, out: Path, config: Config) -> tuple[bool, tuple[Reason, ...]]:
+def calibrate_folder(
+    folder: Path, out: Path, config: Config, judge: Judge | None = None
+) -> tuple[bool, tuple[Reason, ...]]:
     """Measure one phantom scan; write calibration.json, a chart and, where the images have UIDs, the DICOM answer.
 
-    Returns (accepted, why not and why no DICOM).
+    Without `judge` the scan is judged by itself alone. Returns (accepted, why not and why no DICOM).
     """
     out.mkdir(parents=True, exist_ok=True)
     answer, series = _measure_phantom_folder(folder, config)
     if isinstance(answer, Calibration):
+        judged = judge(answer) if judge else JudgedScan(answer)
+        answer = judged.calibration
         report: dict[str, Any] = dict(calibration_report(answer))
-        chart: bytes | None = scan_chart(answer)
+        report |= {"stored_series": series_report(judged.found_state)} if judge else {}
+        chart: bytes | None = scan_chart(answer, judged.history, config.quality_control)
         (out / "chart.png").write_bytes(chart or b"")
         accepted, found = answer.accepted, answer.reasons
     else:

@@ -7,9 +7,12 @@ from analysis.bmd import EarlierResult
 from analysis.chain import PatientScan, Toolkit, analyse_patient
 from analysis.pictures import report_picture
 from analysis.results import ChosenCalibration, PatientResult, SeriesHeader
+from node.config import Config
 from node.encode_results import encode_patient_result
 from node.encoded import Attachments, EncodedObject, EncodingSettings, Predecessor
+from node.site_choice import choose_stored, earlier_result
 from storage.ct_series import CtSeries
+from storage.database import SessionFactory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +22,13 @@ class PatientStudy:
     series: CtSeries
     choose: Callable[[SeriesHeader], ChosenCalibration]
     earlier: EarlierResult | None = None
+
+
+def stored_study(series: CtSeries, sessions: SessionFactory, config: Config) -> PatientStudy:
+    """With the calibrations and the earlier result that the site has stored."""
+    with sessions.begin() as session:
+        earlier = earlier_result(session, series.header.study_instance_uid, series.header)
+    return PatientStudy(series, choose_stored(sessions, config), earlier)
 
 
 def measure_patient(study: PatientStudy, toolkit: Toolkit) -> PatientResult:

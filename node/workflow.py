@@ -23,12 +23,11 @@ from node.config import Config, load_config_or_default
 from node.encode_results import encode_phantom_answer, encode_refusal
 from node.encoded import EncodedObject, ObjectKind, Predecessor
 from node.encoding_forms import other_forms
-from node.patient_flow import PatientStudy, encode_patient, measure_patient
+from node.patient_flow import encode_patient, measure_patient, stored_study
 from node.phantom_flow import measure_phantom_series
 from node.report import patient_report, unread_report, write_json
 from node.result_files import store_objects, write_durably
 from node.series_kind import SeriesKind, SeriesVerdict, choose_series, judge_series
-from node.site_choice import choose_stored, earlier_result
 from node.worker_messages import AnalysisTask
 from storage import calibrations, cohort
 from storage.calibrations import SaveLimits
@@ -155,18 +154,12 @@ def _process_patient(task: AnalysisTask, series: Sequence[JudgedSeries], context
         loaded = load_ct_series(chosen.paths, site_timezone(config))
     except AnalysisError as refusal:
         return _refused_unread(task, chosen, Reason(refusal.code, refusal.text), context)
-    result = measure_patient(_study(loaded, task, context), context.toolkit)
+    result = measure_patient(stored_study(loaded, context.sessions, config), context.toolkit)
     return _patient_outcome(task, result, loaded, context)
 
 
 def _n_slices(series: JudgedSeries) -> int:
     return max(len(series.paths), int(series.header.get("NumberOfFrames") or 1))
-
-
-def _study(loaded: CtSeries, task: AnalysisTask, context: Context) -> PatientStudy:
-    with context.sessions.begin() as session:
-        earlier = earlier_result(session, task.study_instance_uid, loaded.header)
-    return PatientStudy(loaded, choose_stored(context.sessions, context.config), earlier)
 
 
 def _patient_outcome(task: AnalysisTask, result: PatientResult, loaded: CtSeries, context: Context) -> StudyOutcome:

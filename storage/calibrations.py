@@ -92,6 +92,18 @@ def judge(session: Session, calibration: Calibration, limits: SaveLimits | None 
     return judged(calibration, next(s for s in every if s.key == series.key), limits.qc, commissioning)
 
 
+def state_before(
+    session: Session, calibration: Calibration, limits: CommissioningLimits | None = None
+) -> KeyState | None:
+    """The state in which a phantom scan finds the series of its key; None when it is the first of its key."""
+    limits = limits or CommissioningLimits()
+    for series in all_series(session, limits):
+        earlier = tuple(c for c in series.calibrations if c.acquired < calibration.acquired)
+        if series.key == calibration.key and earlier:
+            return key_state(replace(series, calibrations=earlier), calibration.acquired, limits)
+    return None
+
+
 def history(session: Session, key: CalibrationKey) -> tuple[Calibration, ...]:
     """Every scan of a key that no newer measurement of the same series supersedes, in order of acquisition."""
     rows = session.scalars(

@@ -7,6 +7,7 @@ Times are stored as UTC and come back timezone-aware. `storage.schema.open_datab
 """
 
 import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.pool import NullPool
 
 from analysis.errors import DatabaseError
 
@@ -58,23 +60,24 @@ class Base(DeclarativeBase):
     type_annotation_map = {datetime: UtcDateTime}
 
 
-def make_engine(url: str) -> Engine:
-    """An engine with durable SQLite settings, or PostgreSQL's own. Nothing is opened yet."""
+def make_engine(url: str, *, read_only: bool = False) -> Engine:
+    """An engine with durable SQLite settings, or PostgreSQL's own. Nothing is opened yet.
+
+    With `read_only` the database itself refuses every change, no file is made, and no writer has to wait.
+    """
     try:
         parsed = make_url(url)
         sqlite = parsed.get_backend_name() == "sqlite"
         settings = {} if sqlite else {k: v for k, v in POSTGRESQL_SETTINGS.items() if k not in parsed.query}
-        pool = _pool(sqlite, parsed.database)
+        pool = _reading(sqlite, parsed.database) if read_only else _pool(sqlite, parsed.database)
         engine = create_engine(parsed, pool_pre_ping=not sqlite, connect_args=settings, **pool)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise DatabaseError(
             f"storage.database_url: {error}; expected sqlite:///PATH or postgresql+psycopg://..."
         ) from error
     if sqlite:
-        event.listen(engine, "connect", _set_pragmas)
-        event.listen(engine, "begin", _begin_immediate)
-    else:
-        event.listen(engine, "begin", _take_advisory_lock)
+        event.listen(engine, "connect", _wait_for_locks if read_only else _set_pragmas)
+    event.listen(engine, "begin", _BEGIN[sqlite, read_only])
     return engine
 
 
@@ -120,11 +123,24 @@ def _pool(sqlite: bool, database: str | None) -> dict[str, Any]:
     return {} if in_memory else {"pool_size": POOL_SIZE, "max_overflow": POOL_SIZE, "pool_timeout": 30}
 
 
-def _set_pragmas(connection: DBAPIConnection, _record: object) -> None:
-    """https://www.sqlite.org/pragma.html: FULL makes a commit in WAL mode survive a power cut."""
+def _reading(sqlite: bool, database: str | None) -> dict[str, Any]:
+    """https://www.sqlite.org/uri.html: mode=ro neither changes the file nor makes one."""
+    if not sqlite:
+        return {"poolclass": NullPool}
+    uri = f"{Path(database or '').absolute().as_uri()}?mode=ro"
+    return {"poolclass": NullPool, "creator": lambda: sqlite3.connect(uri, uri=True)}
+
+
+def _wait_for_locks(connection: DBAPIConnection, _record: object) -> None:
     assert isinstance(connection, sqlite3.Connection)
     connection.isolation_level = None  # SQLAlchemy's documented way to take BEGIN into our own hands
     connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+
+
+def _set_pragmas(connection: DBAPIConnection, record: object) -> None:
+    """https://www.sqlite.org/pragma.html: FULL makes a commit in WAL mode survive a power cut."""
+    assert isinstance(connection, sqlite3.Connection)
+    _wait_for_locks(connection, record)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
@@ -139,6 +155,32 @@ def _take_advisory_lock(connection: Connection) -> None:
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRESQL_LOCK})")
 
 
+def _begin_reading(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _begin_reading_postgresql(connection: Connection) -> None:
+    connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+
+# (SQLite, read only) -> how a transaction begins; each reads one state of the database to its end
+_BEGIN: dict[tuple[bool, bool], Callable[[Connection], None]] = {
+    (True, False): _begin_immediate,
+    (True, True): _begin_reading,
+    (False, False): _take_advisory_lock,
+    (False, True): _begin_reading_postgresql,
+}
+
+
 def sqlite_url(path: Path) -> str:
     """The URL of a SQLite file."""
     return f"sqlite:///{path}"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None for another database, or for a URL that `make_engine` refuses."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None

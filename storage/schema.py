@@ -30,23 +30,24 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 TABLES = Base.metadata
 
 
-def open_database(url: str, *, upgrade: bool = True) -> SessionFactory:
+def open_database(url: str, *, upgrade: bool = True, read_only: bool = False) -> SessionFactory:
     """Connect, check that the database is sound, bring it to this version's schema, and return its sessions.
 
     Parameters
     ----------
     url : for example "sqlite:////var/lib/qct-node/node.sqlite" or "postgresql+psycopg://user@host/name"
     upgrade : False leaves the schema alone and refuses one that is not this version's
+    read_only : nothing at all can be written through these sessions, and no file is made; leaves the schema alone too
 
     Raises
     ------
     DatabaseError : damaged, newer than this version, or not reachable
     """
-    engine = make_engine(url)
+    engine = make_engine(url, read_only=read_only)
     try:
         with engine.connect() as connection:
             check_sound(connection)
-        upgrade_schema(engine, upgrade=upgrade)
+        upgrade_schema(engine, upgrade=upgrade and not read_only)
     except DBAPIError as error:
         if engine.dialect.name == "sqlite" and not isinstance(error, OperationalError):
             raise DatabaseError(damaged_text(engine, str(error.orig))) from error

@@ -102,15 +102,21 @@ def daily_phantom(folder: Path, config: Config | None = None) -> Path:
 def analyse(folder: Path, phantoms: list[Path], out: Path, config: Path | None = None) -> tuple[int, dict[str, Any]]:
     """Exit code and report of `qct-node analyse`."""
     options = [item for one in phantoms for item in ("--phantom", str(one))]
-    options += ["--config", str(config)] if config else []
-    done = CliRunner().invoke(app, ["analyse", str(folder), *options, "--out", str(out)])
-    assert done.exit_code in (0, 2, 3), done.output + repr(done.exception)
-    return done.exit_code, json.loads((out / "report.json").read_text())
+    return _answer(["analyse", str(folder), *options], out, "report.json", config)
 
 
-def calibrate(folder: Path, out: Path, config: Path | None = None) -> tuple[int, dict[str, Any]]:
+def analyse_stored(folder: Path, out: Path, config: Path) -> tuple[int, dict[str, Any]]:
+    """Exit code and report of `qct-node analyse --stored`."""
+    return _answer(["analyse", str(folder), "--stored"], out, "report.json", config)
+
+
+def calibrate(folder: Path, out: Path, config: Path | None = None, *options: str) -> tuple[int, dict[str, Any]]:
     """Exit code and answer of `qct-node calibrate`."""
+    return _answer(["calibrate", str(folder), *options], out, "calibration.json", config)
+
+
+def _answer(command: list[str], out: Path, written: str, config: Path | None) -> tuple[int, dict[str, Any]]:
     options = ["--config", str(config)] if config else []
-    done = CliRunner().invoke(app, ["calibrate", str(folder), *options, "--out", str(out)])
+    done = CliRunner().invoke(app, [*command, *options, "--out", str(out)])
     assert done.exit_code in (0, 2, 3), done.output + repr(done.exception)
-    return done.exit_code, json.loads((out / "calibration.json").read_text())
+    return done.exit_code, json.loads((out / written).read_text())

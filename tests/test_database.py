@@ -12,13 +12,16 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from analysis.errors import DatabaseError
 from storage import schema
-from storage.database import sqlite_url
+from storage.calibrations import history, save_calibration
+from storage.database import SessionFactory, sqlite_url
 from storage.jobs import JobRow, add_job, count_jobs
 from storage.schema import TABLES, open_database
 from tests.database_builders import NOW, database
+from tests.phantom_builders import calibration
 
 
 def test_sqlite_runs_in_wal_mode_with_full_synchronous_and_foreign_keys(tmp_path: Path) -> None:
@@ -79,6 +82,22 @@ def test_an_older_database_is_upgraded_after_a_copy_was_put_aside(
 def test_status_does_not_upgrade_a_database(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="start the node once"):
         open_database(sqlite_url(tmp_path / "node.sqlite"), upgrade=False)
+
+
+def test_who_only_reads_waits_for_no_writer_and_can_write_nothing(sessions: SessionFactory, database_url: str) -> None:
+    with sessions.begin() as session:
+        save_calibration(session, calibration(), calibration().acquired)
+    reader = open_database(database_url, read_only=True)
+    with sessions.begin(), reader.begin() as reading:
+        assert history(reading, calibration().key) == (calibration(),)
+    with pytest.raises(DBAPIError, match=r"(?i)read-?only"), reader.begin() as reading:
+        save_calibration(reading, calibration(1), calibration(1).acquired)
+
+
+def test_a_database_that_is_not_there_is_not_made_by_who_only_reads(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match="cannot be opened"):
+        open_database(sqlite_url(tmp_path / "node.sqlite"), read_only=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_tables_of_another_program_are_refused(tmp_path: Path) -> None:

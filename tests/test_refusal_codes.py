@@ -8,6 +8,7 @@ from analysis.refusals import REASONS
 from tests import test_analyse_patients as patients
 from tests import test_analyse_refusals as series
 from tests import test_calibrate_refusals as phantoms
+from tests import test_stored_calibrations as stored
 
 REACHED = {
     *series.REFUSALS,
@@ -15,25 +16,14 @@ REACHED = {
     *phantoms.CASES,
     *(code for case in patients.CASES.values() for code in (*case.reasons, *case.flags)),
     *patients.FLAGGED,
+    *stored.REFUSALS,
+    *(code for _, codes, _ in stored.VERDICTS.values() for code in codes),
+    *stored.SINGLE_CASES,
 }
 
-STORE = "needs a stored series of phantom scans, which `analyse` has not: its phantom scans count as commissioned"
 TEXTURE = "needs a texture model, which a site trains; it never refuses a density"
 # code -> why no single run of `analyse` or `calibrate` reaches it, and the test that does
 ELSEWHERE: dict[str, tuple[str, str]] = {
-    "CALIBRATION_STOPPED": (STORE, "test_calibrations_store.py"),
-    "CALIBRATION_COMMISSIONING": (STORE, "test_calibrations_store.py"),
-    "CALIBRATION_REJECTED_SINCE": (STORE, "test_calibration_choice.py"),
-    "QC_STOP": (STORE, "test_calibrations_store.py"),
-    "QC_REPEAT": (STORE, "test_qc.py"),
-    "QC_TREND": (STORE, "test_qc.py"),
-    "QC_MISSED_WEEK": (STORE, "test_calibration_choice.py"),
-    "GATE_BASELINE_SEE": (STORE, "test_baseline_gates.py"),
-    "GATE_BASELINE_SIGMA": (STORE, "test_baseline_gates.py"),
-    "GATE_BASELINE_ROD": (STORE, "test_baseline_gates.py"),
-    "GATE_BASELINE_SD": (STORE, "test_baseline_gates.py"),
-    "GATE_PREVIOUS": (STORE, "test_baseline_gates.py"),
-    "QC_PREVIOUS": (STORE, "test_baseline_gates.py"),
     "PHANTOM_TYPE_UNSUPPORTED": ("the configuration asks for two rods, a check of its own", "test_phantom.py"),
     "VERTEBRA_MISSING": ("the chain only tries levels that the segmentation holds", "test_vertebra_checks.py"),
     "VOI_FRAME": ("the networks drop bodies so small that their endplates cannot be fitted", "test_voi.py"),
