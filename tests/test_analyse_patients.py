@@ -7,7 +7,7 @@ refusal names the reason of each level. Nothing is asserted about densities or o
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import yaml
 from pydicom import dcmread
 
 from analysis import chain
+from analysis.classification import DEMONSTRATION_MODEL
+from analysis.classification_model import AcquisitionDomain, LogisticClassifier, load_model, model_text
 from analysis.results import Calibration, Segmentation
 from analysis.simulation.phantom_scan import WATER_MG_CM3, Acquisition, PhantomScanSpec, simulate_phantom
 from analysis.simulation.physics import Phase
@@ -70,14 +72,20 @@ UNEQUAL = patient(marrow=densities(L1=330.0, L2=100.0, L3=150.0))
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A scan, changes of the configuration, and the codes that must be among the reasons (refused) or flags."""
+    """A scan, changes of the configuration, and the codes that must be among the reasons (refused) or flags.
+
+    texture : the codes of the texture model, which the configuration names; it never refuses a density
+    """
 
     write: Callable[[Path], None]
     reasons: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
+    texture: tuple[str, ...] = ()
 
 
+# trained on slabs of 9 mm in L1 and L2 of simulated spines, in slices of 1.25 mm
+DEMONSTRATION: dict[str, Any] = {"radiomics": {"model_file": str(DEMONSTRATION_MODEL)}}
 # otherwise the last level would not even be tried
 ONE_IS_ENOUGH: dict[str, Any] = {"bmd": {"minimum_vertebrae": 1}}
 CASES: dict[str, Case] = {
@@ -95,8 +103,15 @@ CASES: dict[str, Case] = {
         UNEQUAL, (), ("LEVELS_DIFFER", "FALLBACK_LEVEL"), {"bmd": {"refuse_difference_mg_cm3": 100}}
     ),
     "one level left": Case(UNEQUAL, ("SCLEROSIS", "TOO_FEW_VERTEBRAE"), (), {"bmd": {"fallback_levels": []}}),
-    "one level left, allowed": Case(
-        UNEQUAL, (), ("SINGLE_VERTEBRA",), {"bmd": {"fallback_levels": [], "minimum_vertebrae": 1}}
+    "one level left, allowed, in a slab too thin for texture": Case(
+        UNEQUAL,
+        (),
+        ("SINGLE_VERTEBRA",),
+        {"bmd": {"fallback_levels": [], "minimum_vertebrae": 1}, "voi": {"depth_mm": 2}, **DEMONSTRATION},
+        ("RADIOMICS_LEVELS", "RADIOMICS_INPUT", "RADIOMICS_ACQUISITION"),
+    ),
+    "thick slices and a thin slab, neither known to the texture model": Case(
+        HEALTHY, (), (), {"voi": {"depth_mm": 4}, **DEMONSTRATION}, ("RADIOMICS_ACQUISITION", "RADIOMICS_DOMAIN")
     ),
     "no landmark": Case(patient(first="T12", last="L2"), ("LEVEL_UNCERTAIN",)),
     "six lumbar vertebrae": Case(
@@ -160,6 +175,22 @@ def codes(found: list[dict[str, str]]) -> set[str]:
     return {one["code"] for one in found}
 
 
+def texture_codes(report: dict[str, Any]) -> set[str]:
+    model = report["radiomics_model"]
+    return codes(model["reasons"]) if model else set()
+
+
+def sure_of_osteoporosis(path: Path) -> dict[str, Any]:
+    """The configuration of a texture model that knows every scan and finds osteoporosis in each."""
+    model = load_model(DEMONSTRATION_MODEL)
+    n = len(model.domain.names)
+    everywhere = replace(model.domain, low=(-1e12,) * n, high=(1e12,) * n, max_distance2=1e12, voxels=(0.0, 1e12))
+    blind = LogisticClassifier(((0.0,) * len(model.features),) * 3, (50.0, 0.0, 0.0))
+    changed = replace(model, acquisition=AcquisitionDomain(), domain=everywhere, kind="logistic", classifier=blind)
+    path.write_text(model_text(changed))
+    return {"radiomics": {"model_file": str(path)}}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_wrong_with_a_patient_comes_back_by_its_code(
     name: str, phantom: Path, series: Callable[[Any], Path], tmp_path: Path
@@ -172,6 +203,7 @@ def test_what_is_wrong_with_a_patient_comes_back_by_its_code(
     assert (exit_code, report["status"]) == expected, report["reasons"]
     assert set(case.reasons) <= codes(report["reasons"]), report["reasons"]
     assert set(case.flags) <= codes(report["flags"]), report["flags"]
+    assert set(case.texture) <= texture_codes(report), report["radiomics_model"]
     assert bool(report["vertebrae"]) is not bool(case.reasons)
 
 
@@ -205,10 +237,26 @@ def test_what_only_weakens_a_result_is_flagged_by_its_code(series: Callable[[Any
         unlucky_header(0, ds)
         ds.save_as(path)
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"bmd": {"material": "HA"}}))
+    config.write_text(yaml.safe_dump({"bmd": {"material": "HA"}} | sure_of_osteoporosis(tmp_path / "model.json")))
     exit_code, report = analyse(folder, [tmp_path / "phantom"], tmp_path / "out", config)
     assert exit_code == 0 and report["vertebrae"] and report["classification"] is None, report["reasons"]
     assert set(FLAGGED) <= codes(report["flags"]), report["flags"]
+    assert texture_codes(report) == {"RADIOMICS_UNDECIDED"}, "a class that no limits of this material can check"
+
+
+def test_a_texture_that_contradicts_the_density_is_said_and_the_density_stands(
+    phantom: Path, series: Callable[[Any], Path], tmp_path: Path
+) -> None:
+    """About 100 mg/cm3, and osteoporosis begins below 80."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(sure_of_osteoporosis(tmp_path / "model.json")))
+    exit_code, report = analyse(series(HEALTHY), [phantom], tmp_path / "out", config)
+    assert exit_code == 0 and report["vertebrae"] and report["classification"] != "osteoporosis"
+    assert texture_codes(report) == {"RADIOMICS_CONTRADICTION"}
+    assert report["radiomics_model"]["classification"] is None
+
+
+TEXTURE = ("RADIOMICS_UNDECIDED", "RADIOMICS_CONTRADICTION")
 
 
 def test_a_scale_that_is_off_may_be_reported_with_a_warning_where_the_site_says_so(
