@@ -83,7 +83,7 @@ def earlier(scan: Calibration, weeks: float, rods: Rods) -> Calibration:
     assert scan.header is not None
     made = replace(
         scan.header,
-        series_instance_uid=f"{scan.series_instance_uid}.{round(weeks * 100)}",
+        series_instance_uid=f"{scan.series_instance_uid}.{1000 + round(weeks * 100)}",
         acquired=scan.acquired - timedelta(weeks=weeks),
     )
     return build_calibration(made, MODEL_3, replace(scan.measurement, rods=rods))
