@@ -124,7 +124,10 @@ def _pool(sqlite: bool, database: str | None) -> dict[str, Any]:
 
 
 def _reading(sqlite: bool, database: str | None) -> dict[str, Any]:
-    """https://www.sqlite.org/uri.html: mode=ro neither changes the file nor makes one."""
+    """https://www.sqlite.org/uri.html: mode=ro neither changes the file nor makes one.
+
+    Where no node runs, SQLite leaves an empty log (-wal, -shm) beside it, which the next writer takes over.
+    """
     if not sqlite:
         return {"poolclass": NullPool}
     uri = f"{Path(database or '').absolute().as_uri()}?mode=ro"
