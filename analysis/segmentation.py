@@ -233,7 +233,9 @@ def _evidence(
             crop.centroid_mm,
             pooled_levels(maps, peak),
             agreed_contact(
-                rib_of(view, crop, axis, limits), coarse_rib(view, coarse, crop.centroid_mm, axis, limits)
+                fine_rib(view, crop, axis, limits),
+                coarse_rib(view, coarse, crop.centroid_mm, axis, limits),
+                cut=crop.touches_edge,
             ),
             length_mm,
             below if peak is column[-1] else None,
@@ -242,12 +244,13 @@ def _evidence(
     )
 
 
-def rib_of(view: CanonicalView, crop: FineCrop, axis: NDArray[np.float64], limits: SegmentationLimits) -> float | None:
-    """Rib contact in a crop; a body cut by the edge of the series tells nothing when no rib is seen."""
+def fine_rib(
+    view: CanonicalView, crop: FineCrop, axis: NDArray[np.float64], limits: SegmentationLimits
+) -> float | None:
+    """Rib contact in a crop."""
     rib = (crop.probabilities[RIB] > 0.5).float()
     volumes_ml = rib_volumes_ml(rib, crop.grid, crop.centroid_mm, axis, limits.ribs)
-    contact = rib_contact(volumes_ml, sides_in_view(view, crop.centroid_mm, axis, limits.ribs), limits.ribs)
-    return None if contact is None or (crop.touches_edge and contact < 0.5) else contact
+    return rib_contact(volumes_ml, sides_in_view(view, crop.centroid_mm, axis, limits.ribs), limits.ribs)
 
 
 def coarse_rib(
@@ -263,10 +266,18 @@ def coarse_rib(
     return rib_contact(volumes_ml, sides_in_view(view, centroid_mm, axis, limits.ribs), limits.ribs)
 
 
-def agreed_contact(fine: float | None, coarse: float | None) -> float | None:
+def agreed_contact(fine: float | None, coarse: float | None, *, cut: bool) -> float | None:
     """A rib that either network sees counts: each misses ribs (the coarse one short 12th ribs, the fine one those that
-    join a transverse process) more often than it sees one where there is none."""
-    return None if fine is None or coarse is None else max(fine, coarse)
+    join a transverse process) more often than it sees one where there is none.
+
+    Beside a body cut by the edge of the series half a transverse process looks like a rib: there both must see it, and
+    where they do not, nothing is known.
+    """
+    if fine is None or coarse is None:
+        return None
+    if cut:
+        return min(fine, coarse) if min(fine, coarse) >= 0.5 else None
+    return max(fine, coarse)
 
 
 def vertebra_level(view: CanonicalView, crop: FineCrop, name: str, confidence: float) -> VertebraLevel:

@@ -21,10 +21,11 @@ from analysis.segmentation import (
     Networks,
     SegmentationLimits,
     Stopwatch,
+    agreed_contact,
     choose_device,
+    fine_rib,
     level_flags,
     outline_vertebrae,
-    rib_of,
     segment_vertebrae,
     vertebra_level,
 )
@@ -152,7 +153,9 @@ def _chain(
         levels = np.full(19, 0.1 / 19)
         levels[sorted(set(INDEX) - {"T13"}, key=INDEX.__getitem__).index(name)] += 0.9
         below = float(sacrum) if i == len(names) - 1 else None
-        evidence.append(VertebraEvidence(crop.centroid_mm, levels, rib_of(view, crop, axes[i], limits), None, below))
+        rib = fine_rib(view, crop, axes[i], limits)
+        contact = agreed_contact(rib, rib, cut=crop.touches_edge)
+        evidence.append(VertebraEvidence(crop.centroid_mm, levels, contact, None, below))
     chain = name_levels(tuple(evidence), limits.chain)
     ceiling = max(chain.confidences)
     own = tuple(min(ceiling, float(p[INDEX[name]])) for name, p in zip(names, chain.probabilities, strict=True))

@@ -12,6 +12,7 @@ from analysis.results import Segmentation
 from analysis.segmentation import (
     Networks,
     SegmentationLimits,
+    agreed_contact,
     choose_device,
     level_flags,
     segment_vertebrae,
@@ -195,3 +196,10 @@ def test_the_report_holds_plain_values_for_every_level(abdomen: Segmentation) ->
     report = json.loads(json.dumps(segmentation_report(abdomen)))
     assert [level["name"] for level in report["levels"]] == [level.name for level in abdomen.levels]
     assert set(report["timings_s"]) >= {"resampling", "coarse network", "fine network", "label maps"}
+
+
+def test_half_a_transverse_process_at_the_edge_of_the_series_is_no_rib_unless_both_networks_see_one() -> None:
+    assert agreed_contact(0.98, 0.02, cut=False) == 0.98  # a 12th rib that the coarse network misses
+    assert agreed_contact(0.98, 0.02, cut=True) is None
+    assert agreed_contact(0.98, 0.90, cut=True) == 0.90
+    assert agreed_contact(None, 0.90, cut=False) is None
