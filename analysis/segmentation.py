@@ -131,7 +131,8 @@ def segment_vertebrae(volume: CtVolume, networks: Networks, limits: Segmentation
     watch.lap("fine network")
     chain = name_levels(_evidence(view, (maps, hu, grid), column, crops, limits), limits.chain)
     watch.lap("levels")
-    labels, body = assemble_maps(view, crops, chain.names, sacrum_on_view(view, maps, grid, device), device)
+    sacrum = sacrum_on_view(view, maps, grid, crops[-1].centroid_mm, device)
+    labels, body = assemble_maps(view, crops, chain.names, sacrum, device)
     watch.lap("label maps")
     levels = tuple(
         vertebra_level(view, crop, name, p) for crop, name, p in zip(crops, chain.names, chain.confidences, strict=True)

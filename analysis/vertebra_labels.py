@@ -21,18 +21,28 @@ SACRUM_LABEL = 26
 # labelled volumes that it had not seen, and change Dice by less than 0.005 within 0.05 (docs/segmentation.md).
 POSTERIOR_LIMIT, BODY_LIMIT = 0.6, 0.75
 
+# How far wings and processes of the sacrum may stand above the centroid of the lowest vertebra.
+SACRUM_ABOVE_MM = 15.0
+
 # In coarse voxels of 64 mm3: less than 1.3 ml is no sacrum.
 SMALLEST_SACRUM_VOXELS = 20
 
 
 def sacrum_on_view(
-    view: CanonicalView, maps: CoarseMaps, grid: IsotropicGrid, device: torch.device
+    view: CanonicalView,
+    maps: CoarseMaps,
+    grid: IsotropicGrid,
+    lowest_mm: NDArray[np.float64],
+    device: torch.device,
 ) -> tuple[tuple[slice, slice, slice], Tensor] | None:
     """The sacrum's probability on the view's voxels around it, from the coarse map; None where there is none.
 
-    Only the largest piece counts: specks in hips or femoral heads are not it.
+    Only the largest piece below the lowest vertebra (its centroid along the view's axes) counts: specks in hips or
+    femoral heads are not it, nor is a shoulder blade.
     """
-    piece = torch.from_numpy(largest_component((maps.tissue[SACRUM] > 0.5).numpy(), None))
+    height_mm = grid.origin_mm[0] + np.arange(grid.shape[0]) * grid.spacing_mm
+    below = (height_mm < lowest_mm[0] + SACRUM_ABOVE_MM)[:, None, None]
+    piece = torch.from_numpy(largest_component((maps.tissue[SACRUM] > 0.5).numpy() & below, None))
     occupied = torch.nonzero(piece)
     if len(occupied) < SMALLEST_SACRUM_VOXELS:
         return None

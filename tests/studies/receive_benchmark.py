@@ -3,7 +3,8 @@
     python -m tests.studies.receive_benchmark --instances 400 --associations 1 4 10
 
 CT slices of 512 x 512 x 16 bit (525 kB) go to each server in turn, split over so many associations at once. The node
-answers after fsync and commit; Orthanc runs with its default configuration (fsync on); storescp does not fsync.
+answers after three syncs: file, folder, row. Orthanc runs with its default configuration, which syncs the file alone
+(one fdatasync an instance, counted with strace); storescp does not sync.
 """
 
 import argparse
@@ -211,8 +212,8 @@ def _markdown(measurements: list[Measurement], arguments: argparse.Namespace) ->
         "",
         f"`python -m tests.studies.receive_benchmark --instances {arguments.instances} --repeats {arguments.repeats}`: "
         f"CT slices of 525 kB from DCMTK's storescu with TCP_NODELAY=1 over loopback, {os.cpu_count()} cores shared by "
-        f"senders and server; median of {arguments.repeats} runs in turn. The node and Orthanc answer after fsync and "
-        f"commit, storescp does neither.{arguments.note and ' ' + arguments.note}",
+        f"senders and server; median of {arguments.repeats} runs in turn. The node answers after three syncs (file, "
+        f"folder, row), Orthanc after one (file), storescp after none.{arguments.note and ' ' + arguments.note}",
         "",
         "| server | associations | instances/s | MB/s | of Orthanc, turn by turn | failed senders | "
         "server CPU ms/instance | peak RSS MB |",
