@@ -8,8 +8,6 @@ difference. Grids are (axis, forward, lateral): w towards the head, v towards th
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -157,14 +155,17 @@ def resample(crop: VertebraCrop, frame: VertebraFrame, values: NDArray[np.float3
 
     By torch, which takes 4 ms where scipy.ndimage.affine_transform takes 24; a vertebra is turned some forty times.
     """
+    import torch  # here: the configuration reads this module, and answers before torch is loaded
+    from torch.nn.functional import affine_grid, grid_sample
+
     steps = np.linalg.inv(crop.volume.affine[:3, :3]) @ frame.rotation * GRID_MM
     scale = 2.0 / np.maximum(np.array(values.shape) - 1, 1)  # torch counts from -1 to 1 and names the last axis first
     turn = (scale[:, None] * steps * np.array(HALF_GRID))[::-1, ::-1]
     centre = (crop.volume.to_index(frame.centre_lps_mm) * scale - 1.0)[::-1]
     transform = torch.from_numpy(np.column_stack([turn, centre]).astype(np.float32))
-    nodes = F.affine_grid(transform[None], [1, 1, *(2 * half + 1 for half in HALF_GRID)], align_corners=True)
+    nodes = affine_grid(transform[None], [1, 1, *(2 * half + 1 for half in HALF_GRID)], align_corners=True)
     image = torch.from_numpy(np.ascontiguousarray(values))
-    return np.asarray(F.grid_sample(image[None, None], nodes, align_corners=True)[0, 0].numpy())
+    return np.asarray(grid_sample(image[None, None], nodes, align_corners=True)[0, 0].numpy())
 
 
 def resample_soft(crop: VertebraCrop, frame: VertebraFrame, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
