@@ -240,6 +240,7 @@ def _evidence(
             ),
             length_mm,
             below if peak is column[-1] else None,
+            crop.touches_edge,
         )
         for crop, peak, axis, length_mm in zip(crops, column, axes, lengths_mm, strict=True)
     )

@@ -79,6 +79,7 @@ class VertebraEvidence:
     rib_contact : 0..1, None where the sides are not in the volume
     rib_length_mm : reach of its longer rib, None where it has none or its end is not in view
     sacrum_below : 0..1, None where the volume ends before a sacrum could be seen
+    cut : the body reaches the edge of the series, so that the centroid is that of what is left of it
     """
 
     centroid_mm: NDArray[np.float64]
@@ -86,6 +87,7 @@ class VertebraEvidence:
     rib_contact: float | None = None
     rib_length_mm: float | None = None
     sacrum_below: float | None = None
+    cut: bool = False
 
 
 def find_anchors(vertebrae: tuple[VertebraEvidence, ...]) -> tuple[str, ...]:
@@ -133,14 +135,18 @@ def anchors_disagree(vertebrae: tuple[VertebraEvidence, ...], names: tuple[str, 
 def broken_counts(
     vertebrae: tuple[VertebraEvidence, ...], path: tuple[int, ...], limits: ChainLimits
 ) -> tuple[int, ...]:
-    """Indices of the vertebrae whose distance to the next below does not fit their names."""
+    """Indices of the vertebrae whose distance to the next below does not fit their names.
+
+    The step to a cut vertebra at either end says nothing: its centroid is too near.
+    """
     centroids = [vertebra.centroid_mm for vertebra in vertebrae]
     distances = [float(np.linalg.norm(b - a)) for a, b in zip(centroids[:-1], centroids[1:], strict=True)]
     expected = [_way_mm(a, b) for a, b in zip(path[:-1], path[1:], strict=True)]
     ratios = np.array(distances) / np.array(expected, dtype=np.float64)
     size = float(np.median(ratios)) if len(ratios) > 3 else 1.0
     low, high = limits.regular_step
-    return tuple(int(i) for i in np.flatnonzero((ratios < low * size) | (ratios > high * size)))
+    odd = np.flatnonzero((ratios < low * size) | (ratios > high * size))
+    return tuple(int(i) for i in odd if not (vertebrae[i].cut or vertebrae[i + 1].cut))
 
 
 def _way_mm(above: int, below: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.spine_chain import name_levels, single_step
-from analysis.spine_evidence import LEVELS, ChainLimits, anchors_disagree
+from analysis.spine_evidence import INDEX, LEVELS, ChainLimits, anchors_disagree, broken_counts
 from tests.spine_builders import chain_of, levels_between
 
 
@@ -158,3 +158,18 @@ def test_two_fractured_neighbours_do_not_break_the_count() -> None:
     lowered = [replace(v, centroid_mm=v.centroid_mm + np.array([lost_mm, 0, 0])) for v in seen[5:]]
     chain = name_levels((*seen[:5], *lowered))
     assert chain.names == levels_between("T9", "L5") and min(chain.confidences) > 0.9
+
+
+@pytest.mark.parametrize("end", [0, -1])
+def test_a_sliver_of_a_vertebra_at_the_edge_of_the_series_does_not_break_the_count(end: int) -> None:
+    """The centroid of what is left of a cut body lies too near to its neighbour."""
+    seen = list(chain_of(levels_between("T9", "L3"), network_shift=None, reaches_mm={"T12": 75.0}))
+    neighbour = seen[1 if end == 0 else -2]
+    near = neighbour.centroid_mm + 0.5 * (seen[end].centroid_mm - neighbour.centroid_mm)
+    seen[end] = replace(seen[end], centroid_mm=near, rib_contact=None)
+    path = tuple(INDEX[name] for name in levels_between("T9", "L3"))
+    assert broken_counts(tuple(seen), path, ChainLimits())
+    seen[end] = replace(seen[end], cut=True)
+    assert not broken_counts(tuple(seen), path, ChainLimits())
+    chain = name_levels(tuple(seen))
+    assert chain.names[3:6] == ("T12", "L1", "L2") and min(chain.confidences[3:6]) > 0.9
