@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from analysis.results import RodSpec
 from analysis.rod_candidates import STRONG_SCORE, Circle, Section
-from analysis.rod_fit import best_assignment, densities_mg_cm3, fit_rods, water_mg_cm3
+from analysis.rod_fit import best_assignment, densities_mg_cm3, water_mg_cm3
 
 PITCH_RANGE_MM = (17.0, 48.0)
 RADIUS_RATIO = 1.35  # between two rods of one phantom, as seen on the coarse grid
@@ -212,13 +212,12 @@ def _placement(image: Section, chain: Chain, offset: int, rods: tuple[RodSpec, .
     )
     clear = sum(found) >= len(rods) - 1 and chain.score >= 0.5 * sum(found)
     order, residual = _best_order(rods, hu, clear)
-    odd, residual_without = _odd_rod(rods, hu, order) if residual > ODD_ROD_FROM_HU else (None, residual)
+    odd, residual_without = _odd_rod(rods, hu, residual) if residual > ODD_ROD_FROM_HU else (None, residual)
     return replace(blank, order=order, residual_hu=residual_without, odd_rod=odd)
 
 
-def _odd_rod(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], order: tuple[int, ...]) -> tuple[int | None, float]:
-    """The rod without which the four or more others fit well, and their residual."""
-    whole = physical_residual_hu(rods, hu, order)
+def _odd_rod(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], whole: float) -> tuple[int | None, float]:
+    """The rod without which the four or more others fit well, and their residual; else None and that of the whole."""
     if np.isfinite(hu).sum() < 5:
         return None, whole
     orders = (tuple(range(len(rods))), tuple(range(len(rods)))[::-1])
@@ -250,14 +249,15 @@ def physical_residual_hu(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], ord
     named = [rods[order[i]] for i in seen]
     if len(named) < 2:
         return float("inf")
-    fit = fit_rods(named, hu[seen])
-    sigma = float(np.clip(fit.sigma_ref, *SIGMA_REF_RANGE))
-    response = hu[seen] - water_mg_cm3(named)
-    zero = -WATER_MG_CM3 if any(rod.water_mg_cm3 for rod in named) else 0.0
-    beta = float(np.mean(response - sigma * densities_mg_cm3(named)))
-    beta = float(np.clip(beta, zero - BETA_CT_RANGE_HU, zero + BETA_CT_RANGE_HU))
-    residuals = response - sigma * densities_mg_cm3(named) - beta
-    return float(np.sqrt(np.mean(residuals**2)))
+    densities, water = densities_mg_cm3(named), water_mg_cm3(named)
+    response = hu[seen] - water
+    centred = densities - densities.sum() / len(named)
+    sigma = min(max(float(centred @ response) / float(centred @ centred), SIGMA_REF_RANGE[0]), SIGMA_REF_RANGE[1])
+    zero = -WATER_MG_CM3 if water.any() else 0.0
+    rest = response - sigma * densities
+    beta = min(max(float(rest.sum()) / len(named), zero - BETA_CT_RANGE_HU), zero + BETA_CT_RANGE_HU)
+    residuals = rest - beta
+    return float(np.sqrt(residuals @ residuals / len(named)))
 
 
 def _disc(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> NDArray[np.float32]:

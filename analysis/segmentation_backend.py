@@ -155,7 +155,7 @@ def _chain(
         below = float(sacrum) if i == len(names) - 1 else None
         rib = fine_rib(view, crop, axes[i], limits)
         contact = agreed_contact(rib, rib, cut=crop.touches_edge)
-        evidence.append(VertebraEvidence(crop.centroid_mm, levels, contact, None, below))
+        evidence.append(VertebraEvidence(crop.centroid_mm, levels, contact, None, below, crop.touches_edge))
     chain = name_levels(tuple(evidence), limits.chain)
     ceiling = max(chain.confidences)
     own = tuple(min(ceiling, float(p[INDEX[name]])) for name, p in zip(names, chain.probabilities, strict=True))

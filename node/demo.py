@@ -66,7 +66,7 @@ def run_demo(out: Path, patients: int) -> int:
     out.mkdir(parents=True)
     answers: dict[str, float] = {}
     pacs = EmbeddedPacs(out / "pacs", lambda path: _note(path, answers))
-    config_path = _write_config(out, pacs)
+    config_path = write_config(out, pacs)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=CONSOLE) as progress:
         phantoms, studies = _simulate(out, patients, progress)
         node = start_node(config_path, out)
@@ -90,11 +90,11 @@ def _note(path: Path, answers: dict[str, float]) -> None:
         answers[str(ds.StudyInstanceUID)] = time.monotonic()
 
 
-def _write_config(out: Path, pacs: EmbeddedPacs) -> Path:
+def write_config(out: Path, pacs: EmbeddedPacs, weeks: int = PHANTOM_WEEKS) -> Path:
     path = out / "config.yaml"
     path.write_text(
         CONFIG.format(
-            port=free_port(), folder=out, pacs_title=pacs.ae_title, pacs_port=pacs.port, weeks=PHANTOM_WEEKS,
+            port=free_port(), folder=out, pacs_title=pacs.ae_title, pacs_port=pacs.port, weeks=weeks,
             model=DEMONSTRATION_MODEL,
         )  # fmt: skip
     )

@@ -20,7 +20,7 @@ from pydicom import dcmread
 
 from analysis.simulation.patient import simulate_patient
 from node.config import Config
-from node.demo import CONFIG, DEMONSTRATION_MODEL, ENHANCED_SR_CLASS, free_port, start_node, wait_for_port
+from node.demo import ENHANCED_SR_CLASS, start_node, wait_for_port, write_config
 from node.embedded_pacs import EmbeddedPacs
 from node.send_folder import Peer, send_folder
 from node.simulate import PatientOrder, PhantomOrder, patient_spec, write_phantom
@@ -54,13 +54,7 @@ def measure(folder: Path, slices: int) -> dict[str, float]:
             arrived[str(ds.StudyInstanceUID)] = time.monotonic()
 
     pacs = EmbeddedPacs(folder / "pacs", note)
-    config_path = folder / "config.yaml"
-    config_path.write_text(
-        CONFIG.format(
-            port=free_port(), folder=folder, pacs_title=pacs.ae_title, pacs_port=pacs.port, weeks=1,
-            model=DEMONSTRATION_MODEL,
-        )  # fmt: skip
-    )
+    config_path = write_config(folder, pacs, weeks=1)
     write_phantom(PhantomOrder(folder / "phantom", acquired=now - timedelta(days=1)), Config())
     _write_long_patient(folder / "patient", slices, now)
     node = start_node(config_path, folder)
