@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from analysis.refusals import reason
 from analysis.results import CalibrationLine, ChosenCalibration, Reason, Segmentation, UncertaintyTerm
@@ -77,13 +77,13 @@ def body_section(hu: NDArray[np.float32], pixel_mm: float) -> NDArray[np.bool_]:
     """The body in one slice without the table, holes (lung, gas) filled. hu : (rows, columns)."""
     tissue = hu > BODY_THRESHOLD_HU
     radius = TABLE_OPENING_MM / 2 / pixel_mm
-    inner = ndimage.distance_transform_edt(np.pad(tissue, 1, mode="edge"))[1:-1, 1:-1] > radius
-    pieces, count = ndimage.label(inner)
+    inner = scipy.ndimage.distance_transform_edt(np.pad(tissue, 1, mode="edge"))[1:-1, 1:-1] > radius
+    pieces, count = scipy.ndimage.label(inner)
     if count == 0:
         return np.zeros_like(tissue)
     largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-    grown = ndimage.distance_transform_edt(~largest) <= radius
-    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(grown & tissue)
+    grown = scipy.ndimage.distance_transform_edt(~largest) <= radius
+    filled: NDArray[np.bool_] = scipy.ndimage.binary_fill_holes(grown & tissue)
     return filled
 
 
@@ -97,8 +97,8 @@ def _measure_slice(volume: CtVolume, slice_index: int, spine_index: NDArray[np.f
     mean_hu = float(hu[body].mean()) if body.any() else -1000.0
     diameter_mm = 2.0 * float(np.sqrt(max(mean_hu / 1000.0 + 1.0, 0.0) * area_mm2 / np.pi))
     outside = _outside_field_of_view(hu)
-    rim = body & ndimage.binary_dilation(outside, iterations=2)
-    outline = body & ~ndimage.binary_erosion(body)
+    rim = body & scipy.ndimage.binary_dilation(outside, iterations=2)
+    outline = body & ~scipy.ndimage.binary_erosion(body)
     fraction = float(rim.sum()) / max(float(outline.sum()) * 2.0, 1.0)
     rows, columns = np.nonzero(rim)
     distances = np.hypot((rows * step - spine_index[0]) * rows_mm, (columns * step - spine_index[1]) * columns_mm)
@@ -108,9 +108,9 @@ def _measure_slice(volume: CtVolume, slice_index: int, spine_index: NDArray[np.f
 def _outside_field_of_view(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
     """The frame around the image and the padding (replaced by -1024 and below) that touches it."""
     padding = np.pad(hu <= -1023.5, 1, constant_values=True)
-    pieces, _ = ndimage.label(padding)
+    pieces, _ = scipy.ndimage.label(padding)
     outside: NDArray[np.bool_] = pieces == pieces[0, 0]
-    frame = ndimage.binary_dilation(outside)[1:-1, 1:-1]
+    frame = scipy.ndimage.binary_dilation(outside)[1:-1, 1:-1]
     return np.asarray(frame)
 
 

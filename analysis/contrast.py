@@ -8,8 +8,8 @@ Unenhanced aorta 30-50 HU, enhanced > 90 HU; unenhanced liver, spleen, kidney an
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from analysis.refusals import reason
 from analysis.results import Reason, Segmentation, VertebraLevel
@@ -110,12 +110,12 @@ def _resampled(
     box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
     values = np.asarray(volume.hu[box], dtype=np.float32)
     if 1.5 * min(volume.spacing_mm[1:]) < GRID_MM:
-        values = ndimage.uniform_filter(values, (1, 2, 2))
-    hu = ndimage.affine_transform(values, steps, start - first, shape, order=1, cval=-1024.0)
+        values = scipy.ndimage.uniform_filter(values, (1, 2, 2))
+    hu = scipy.ndimage.affine_transform(values, steps, start - first, shape, order=1, cval=-1024.0)
     labels = (segmentation.labels[box] > 0).astype(np.float32)
-    bone = ndimage.affine_transform(labels, steps, start - first, shape, order=1) > 0.3
-    far = ndimage.distance_transform_edt(~bone) * GRID_MM
-    return ndimage.gaussian_filter(hu, SMOOTHING_MM / GRID_MM), far < BONE_MARGIN_MM
+    bone = scipy.ndimage.affine_transform(labels, steps, start - first, shape, order=1) > 0.3
+    far = scipy.ndimage.distance_transform_edt(~bone) * GRID_MM
+    return scipy.ndimage.gaussian_filter(hu, SMOOTHING_MM / GRID_MM), far < BONE_MARGIN_MM
 
 
 def _spine_curve(
@@ -131,8 +131,8 @@ def _spine_curve(
 
 def _opened(mask: NDArray[np.bool_], radius_mm: float) -> NDArray[np.bool_]:
     """What a ball of this radius can reach inside the mask."""
-    inner = ndimage.distance_transform_edt(mask) * GRID_MM > radius_mm
-    reached: NDArray[np.bool_] = ndimage.distance_transform_edt(~inner) * GRID_MM <= radius_mm
+    inner = scipy.ndimage.distance_transform_edt(mask) * GRID_MM > radius_mm
+    reached: NDArray[np.bool_] = scipy.ndimage.distance_transform_edt(~inner) * GRID_MM <= radius_mm
     return reached & mask
 
 
@@ -144,8 +144,8 @@ def _in_front(around: Surroundings) -> NDArray[np.bool_]:
 def _bright_vessel(around: Surroundings, limits: ContrastLimits) -> tuple[float, float]:
     """HU and length along the spine of the longest enhanced structure in front of it; (nan, 0) without one."""
     bright = (around.hu > limits.vessel_hu) & (around.hu < limits.brightest_hu) & ~around.bone & _in_front(around)
-    pieces, count = ndimage.label(_opened(bright, VESSEL_RADIUS_MM))
-    lengths = [(part[0].stop - part[0].start) * GRID_MM for part in ndimage.find_objects(pieces)]
+    pieces, count = scipy.ndimage.label(_opened(bright, VESSEL_RADIUS_MM))
+    lengths = [(part[0].stop - part[0].start) * GRID_MM for part in scipy.ndimage.find_objects(pieces)]
     if count == 0:
         return float("nan"), 0.0
     longest = int(np.argmax(lengths))
@@ -164,9 +164,10 @@ def _bright_organ(around: Surroundings, limits: ContrastLimits) -> tuple[float |
 def _uniform_vessel_hu(around: Surroundings) -> float | None:
     """Mean HU of the most uniform 10-mm column of soft tissue in front of the spine over 30 mm of its length."""
     size = (15, 5, 5)
-    mean = ndimage.uniform_filter(around.hu, size)
-    spread = np.sqrt(np.maximum(ndimage.uniform_filter(around.hu**2, size) - mean**2, 0.0))
-    possible = _in_front(around) & ~ndimage.binary_dilation(around.bone, iterations=3) & (mean > 15.0) & (mean < 90.0)
+    mean = scipy.ndimage.uniform_filter(around.hu, size)
+    spread = np.sqrt(np.maximum(scipy.ndimage.uniform_filter(around.hu**2, size) - mean**2, 0.0))
+    near_bone = scipy.ndimage.binary_dilation(around.bone, iterations=3)
+    possible = _in_front(around) & ~near_bone & (mean > 15.0) & (mean < 90.0)
     if not possible.any():
         return None
     best = np.unravel_index(int(np.argmin(np.where(possible, spread, np.inf))), mean.shape)

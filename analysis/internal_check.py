@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from analysis.refusals import reason
 from analysis.results import Material, Reason, Segmentation, VertebraLevel
@@ -158,14 +158,14 @@ def _slab(
     rows, columns = np.ogrid[: hu.shape[0], : hu.shape[1]]
     back_mm = (rows - index[1]) * volume.affine[1, 1] + (columns - index[2]) * volume.affine[1, 2]
     side_mm = np.abs((rows - index[1]) * volume.affine[0, 1] + (columns - index[2]) * volume.affine[0, 2])
-    near = (side_mm < 70) & (back_mm > -10) & (back_mm < 70) & ~ndimage.binary_dilation(bone, iterations=4)
-    smooth: NDArray[np.float32] = ndimage.gaussian_filter(hu, 1.5 / volume.spacing_mm[1])
+    near = (side_mm < 70) & (back_mm > -10) & (back_mm < 70) & ~scipy.ndimage.binary_dilation(bone, iterations=4)
+    smooth: NDArray[np.float32] = scipy.ndimage.gaussian_filter(hu, 1.5 / volume.spacing_mm[1])
     return smooth, np.asarray(near)
 
 
 def _air(hu: NDArray[np.float32]) -> NDArray[np.float32]:
     """Air around the body, away from skin and table; padding is -1024 exactly and is left out."""
-    pure = ndimage.binary_erosion((hu < -900.0) & (hu > -1023.5), iterations=3)
+    pure = scipy.ndimage.binary_erosion((hu < -900.0) & (hu > -1023.5), iterations=3)
     return np.asarray(hu[pure])
 
 
@@ -175,6 +175,6 @@ def _mode(hu: NDArray[np.float32], limits: tuple[float, float]) -> float | None:
     if inside.size < 200:
         return None
     counts, edges = np.histogram(inside, bins=np.arange(limits[0], limits[1] + 1.0))
-    peak = int(np.argmax(ndimage.gaussian_filter1d(counts.astype(float), 4.0)))
+    peak = int(np.argmax(scipy.ndimage.gaussian_filter1d(counts.astype(float), 4.0)))
     near = inside[np.abs(inside - edges[peak] - 0.5) < 15.0]
     return float(near.mean())

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from analysis.errors import VoiError
 from analysis.refusals import reason
@@ -98,7 +98,7 @@ def examine(crop: VertebraCrop, segmentation: Segmentation, limits: VertebraLimi
         VOI_FRAME when its endplates cannot be fitted.
     """
     frame, body = fit_frame_and_body(crop, segmentation)
-    core = ndimage.distance_transform_edt(body) * GRID_MM > limits.core_margin_mm
+    core = scipy.ndimage.distance_transform_edt(body) * GRID_MM > limits.core_margin_mm
     return Examined(
         crop.level.name, crop, frame, resample(crop, frame, np.asarray(crop.volume.hu, dtype=np.float32)), body, core
     )
@@ -172,7 +172,7 @@ def _check_heights(examined: Examined, limits: VertebraLimits) -> tuple[Reason, 
 
 def _check_metal(examined: Examined, limits: VertebraLimits) -> tuple[Reason, ...]:
     """Metal in the body or its posterior elements, or within 10 mm of the body."""
-    near = ndimage.distance_transform_edt(~examined.body) * GRID_MM < 10.0
+    near = scipy.ndimage.distance_transform_edt(~examined.body) * GRID_MM < 10.0
     volume_mm3 = float(((examined.hu > limits.metal_hu) & near).sum()) * GRID_MM**3
     if volume_mm3 < limits.min_metal_mm3:
         return ()
@@ -202,8 +202,8 @@ def _check_lesion(examined: Examined, limits: VertebraLimits) -> tuple[Reason, .
     if core_hu.size == 0:
         return ()
     dark = float((core_hu < limits.dark_hu).mean())
-    weight = ndimage.gaussian_filter(examined.core.astype(np.float32), limits.lesion_smoothing_mm / GRID_MM)
-    smooth = ndimage.gaussian_filter(examined.hu * examined.core, limits.lesion_smoothing_mm / GRID_MM)
+    weight = scipy.ndimage.gaussian_filter(examined.core.astype(np.float32), limits.lesion_smoothing_mm / GRID_MM)
+    smooth = scipy.ndimage.gaussian_filter(examined.hu * examined.core, limits.lesion_smoothing_mm / GRID_MM)
     deviation = np.where(examined.core, smooth / np.maximum(weight, 1e-3) - np.median(core_hu), 0.0)
     largest_mm3 = _largest_mm3(np.abs(deviation) > limits.lesion_difference_hu)
     if dark <= limits.max_dark_fraction and largest_mm3 <= limits.min_lesion_mm3:
@@ -246,7 +246,7 @@ def _neighbour_heights(volume: CtVolume, segmentation: Segmentation, level: str)
 
 
 def _largest_mm3(mask: NDArray[np.bool_]) -> float:
-    pieces, count = ndimage.label(mask)
+    pieces, count = scipy.ndimage.label(mask)
     return float(np.bincount(pieces.ravel())[1:].max()) * GRID_MM**3 if count else 0.0
 
 

@@ -8,8 +8,8 @@ difference. Grids are (axis, forward, lateral): w towards the head, v towards th
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from analysis.errors import VoiError
 from analysis.results import Segmentation, VertebraLevel
@@ -170,7 +170,7 @@ def resample(crop: VertebraCrop, frame: VertebraFrame, values: NDArray[np.float3
 
 def resample_soft(crop: VertebraCrop, frame: VertebraFrame, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """A mask on the turned grid as a smooth field 0..1 whose 0.5 level is its surface; ragged edges average out."""
-    soft: NDArray[np.float32] = ndimage.gaussian_filter(
+    soft: NDArray[np.float32] = scipy.ndimage.gaussian_filter(
         resample(crop, frame, mask.astype(np.float32)), SMOOTHING_MM / GRID_MM
     )
     return soft
@@ -191,7 +191,7 @@ def _box_around(volume: CtVolume, centre_mm: NDArray[np.float64]) -> tuple[slice
 
 
 def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    pieces, count = ndimage.label(mask)
+    pieces, count = scipy.ndimage.label(mask)
     if count < 2:
         return mask
     largest: NDArray[np.bool_] = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
@@ -254,7 +254,7 @@ def _endplate_planes(
     section's edge is more than 4 mm; outlying columns are left out by trimming.
     """
     section = body.sum(axis=0) >= 8
-    inner = ndimage.distance_transform_edt(section) > 4.0
+    inner = scipy.ndimage.distance_transform_edt(section) > 4.0
     if inner.sum() < MIN_ENDPLATE_CELLS:
         raise VoiError(
             "VOI_FRAME", f"the endplates of {name} cannot be fitted: only {inner.sum()} mm2 of inner section"

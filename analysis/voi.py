@@ -12,8 +12,8 @@ Sections are arrays (forward, lateral) on a 0.5-mm grid in the frame's mid-plane
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from analysis.errors import VoiError
 from analysis.results import Segmentation, Voi
@@ -223,7 +223,7 @@ def _require_height(frame: VertebraFrame, rule: VoiRule, level: str) -> None:
 def _eroded_body(body: NDArray[np.float32], margin_mm: float) -> NDArray[np.float32]:
     """A field whose 0.5 level lies `margin_mm` inside the body's 0.5 level, 1 mm wide."""
     inside = body > 0.5
-    distance = ndimage.distance_transform_edt(inside) * GRID_MM - GRID_MM / 2
+    distance = scipy.ndimage.distance_transform_edt(inside) * GRID_MM - GRID_MM / 2
     return np.asarray(np.clip(distance - margin_mm + 0.5, 0.0, 1.0), dtype=np.float32)
 
 
@@ -234,25 +234,26 @@ def _grown(core: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _filled(soft: NDArray[np.float32]) -> NDArray[np.float32]:
     """Holes that the vein or an island leaves in the class are part of the section."""
-    return np.stack([np.maximum(plane, ndimage.binary_fill_holes(plane > 0.5)) for plane in soft])
+    return np.stack([np.maximum(plane, scipy.ndimage.binary_fill_holes(plane > 0.5)) for plane in soft])
 
 
 def _finer(section: NDArray[np.float32]) -> NDArray[np.float32]:
     forward, lateral = section.shape
     rows, columns = np.arange(2 * forward - 1) / 2, np.arange(2 * lateral - 1) / 2
-    finer: NDArray[np.float32] = ndimage.map_coordinates(section, np.meshgrid(rows, columns, indexing="ij"), order=1)
+    places = np.meshgrid(rows, columns, indexing="ij")
+    finer: NDArray[np.float32] = scipy.ndimage.map_coordinates(section, places, order=1)
     return finer
 
 
 def _regular(section: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The section without pedicles (opened), largest piece, with the vein's mouth in the rear wall closed."""
-    inner = ndimage.distance_transform_edt(section) * FINE_MM > OPENING_MM
-    opened = (ndimage.distance_transform_edt(~inner) * FINE_MM <= OPENING_MM) & section
-    pieces, count = ndimage.label(opened)
+    inner = scipy.ndimage.distance_transform_edt(section) * FINE_MM > OPENING_MM
+    opened = (scipy.ndimage.distance_transform_edt(~inner) * FINE_MM <= OPENING_MM) & section
+    pieces, count = scipy.ndimage.label(opened)
     if count > 1:
         opened = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-    grown = ndimage.distance_transform_edt(~opened) * FINE_MM <= CLOSING_MM
-    closed: NDArray[np.bool_] = ndimage.distance_transform_edt(grown) * FINE_MM > CLOSING_MM
+    grown = scipy.ndimage.distance_transform_edt(~opened) * FINE_MM <= CLOSING_MM
+    closed: NDArray[np.bool_] = scipy.ndimage.distance_transform_edt(grown) * FINE_MM > CLOSING_MM
     return closed
 
 
@@ -264,13 +265,13 @@ def _fine_axes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def _signed_distance_mm(section: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Distance to the section's edge, positive inside."""
-    inside = ndimage.distance_transform_edt(section)
-    outside = ndimage.distance_transform_edt(~section)
+    inside = scipy.ndimage.distance_transform_edt(section)
+    outside = scipy.ndimage.distance_transform_edt(~section)
     return np.asarray((inside - outside + np.where(section, -0.5, 0.5)) * FINE_MM)
 
 
 def _smoothed(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    smooth: NDArray[np.float64] = ndimage.gaussian_filter(distance, EDGE_SMOOTHING_MM / FINE_MM)
+    smooth: NDArray[np.float64] = scipy.ndimage.gaussian_filter(distance, EDGE_SMOOTHING_MM / FINE_MM)
     return smooth
 
 
@@ -379,7 +380,7 @@ def _outliers(volume: CtVolume, weights: NDArray[np.float32], rule: VoiRule) -> 
     to a third of the VOI hardly moves or widens them, and on noise and symmetric texture the mean does not move.
     """
     sigma = [min(rule.outlier_smoothing_mm / mm, 1.5) for mm in volume.spacing_mm]
-    smooth = ndimage.gaussian_filter(np.asarray(volume.hu, dtype=np.float32), sigma)
+    smooth = scipy.ndimage.gaussian_filter(np.asarray(volume.hu, dtype=np.float32), sigma)
     middle, half_length = _shortest_half(smooth[weights > 0.5])
     spread = max(1.4826 * half_length, 5.0)
     low, high = rule.absolute_limits_hu
@@ -409,7 +410,7 @@ def _voi(
     if excluded > rule.max_excluded_fraction:
         text = f"{excluded:.0%} of the VOI in {crop.level.name} is island, vein or vacuum"
         raise VoiError("VOI_EXCLUSIONS", f"{text}; expected at most {rule.max_excluded_fraction:.0%}")
-    box = ndimage.find_objects((weights > 0).astype(np.uint8))[0]
+    box = scipy.ndimage.find_objects((weights > 0).astype(np.uint8))[0]
     start = tuple(int(part.start) + offset for part, offset in zip(box, crop.start, strict=True))
     centre = frame.to_lps_mm(np.array([0.0, oval.forward_mm, oval.lateral_mm]))
     voi = Voi(

@@ -170,7 +170,7 @@ def test_dates_are_utc(tmp_path: Path) -> None:
 
 
 def test_check_config_answers_within_two_seconds_with_exit_code_2(tmp_path: Path) -> None:
-    """Processor time: the test machine may be busy with other work, or slow: 1.8 to 2.1 s at 2.4 GHz are let pass."""
+    """Processor time: the test machine may be busy with other work."""
     path = tmp_path / "config.yaml"
     path.write_text("node:\n  prot: 1\nbmd: {minimum_vertebrae: x}\n")
     before = os.times()
@@ -182,7 +182,7 @@ def test_check_config_answers_within_two_seconds_with_exit_code_2(tmp_path: Path
     assert done.returncode == 2
     said = done.stderr.replace("\n", " ")
     assert "node.prot" in said and "expected 'port'" in said and "bmd.minimum_vertebrae" in said
-    assert min(processor_s, time.monotonic() - started) < 3.0
+    assert min(processor_s, time.monotonic() - started) < 2.0
 
 
 def test_reading_the_configuration_loads_no_network_and_no_dicom_toolkit() -> None:

@@ -15,7 +15,7 @@ from analysis.training.annotation import Annotation, annotation_from_json
 from analysis.training.coarse_samples import CoarseCase
 from analysis.training.deform import coarse_target, deform
 from analysis.training.labelled import RawLabels, annotated_case, coarse_case, labelled_scan
-from analysis.training.procedural import FIRST_SEED, PROCEDURAL, procedural_anatomy
+from analysis.training.procedural import FIRST_SEED, PROCEDURAL, by_kind, procedural_anatomy
 from analysis.training.volume_files import read_image
 from analysis.vbnet import VBNetConfig
 
@@ -73,10 +73,7 @@ def prepare_pool(
 
 
 def _anatomy_of(number: int, anatomies: list[Anatomy]) -> Anatomy:
-    """Label maps of people and built torsos in turn, so that many built ones do not crowd out the few real ones."""
-    built = [anatomy for anatomy in anatomies if anatomy.name.startswith(PROCEDURAL)]
-    real = [anatomy for anatomy in anatomies if anatomy not in built]
-    kinds = [kind for kind in (real, built) if kind]
+    kinds = by_kind(anatomies)
     kind = kinds[number % len(kinds)]
     return kind[number // len(kinds) % len(kind)]
 

@@ -1,5 +1,7 @@
 """Procedurally built torsos (`analysis.simulation`) as anatomies to paint: more rib cages, variants and curvatures."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -61,3 +63,10 @@ def _with_bone(soft: NDArray[np.uint8], part: NDArray[np.uint8], distance: NDArr
     for kind, name in _PARTS.items():
         tissue[(part == int(kind)) & (distance <= 0)] = CODE[name]
     return tissue
+
+
+def by_kind(anatomies: Sequence[Anatomy]) -> list[list[Anatomy]]:
+    """Label maps of people, then built torsos, where there are any: many built ones shall not crowd out the others."""
+    built = [anatomy for anatomy in anatomies if anatomy.name.startswith(PROCEDURAL)]
+    real = [anatomy for anatomy in anatomies if not anatomy.name.startswith(PROCEDURAL)]
+    return [kind for kind in (real, built) if kind]

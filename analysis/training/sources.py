@@ -11,6 +11,7 @@ from analysis.training.coarse_samples import coarse_sample, load_coarse_case
 from analysis.training.fine_samples import FineTarget, fine_sample
 from analysis.training.labelled import LabelledScan, fine_targets, labelled_fine_sample
 from analysis.training.paint import TextureBank
+from analysis.training.procedural import by_kind
 from analysis.training.samples import Sample
 from analysis.vbnet import VBNetConfig
 
@@ -48,7 +49,10 @@ class CoarseSource:
 
 @dataclass(eq=False)
 class FineSource:
-    """Samples from anatomies, every vertebra equally likely, and from labelled CT; validation is painted only."""
+    """Samples from anatomies and from labelled CT; validation is painted only.
+
+    Label maps of people and built torsos give half of the painted samples each; in a kind every vertebra is as likely.
+    """
 
     config: VBNetConfig
     anatomies: Sequence[Anatomy]
@@ -60,7 +64,7 @@ class FineSource:
     def __post_init__(self) -> None:
         z, y, x = self.config.patch_size
         self.bank = TextureBank((z + 32, y + 32, x + 32), TEXTURE_SCALES)
-        self._painted = [FineTarget(a, level, c) for a in self.anatomies for level, c in a.centroids().items()]
+        self._painted = [_targets(kind) for kind in by_kind(self.anatomies)]
         self._real = [(scan, level, c) for scan in self.labelled for level, c in fine_targets(scan)]
 
     def __call__(self, index: int) -> Sample:
@@ -68,5 +72,10 @@ class FineSource:
         if index >= 0 and self._real and rng.uniform() < self.real_share:
             scan, level, centroid = self._real[int(rng.integers(len(self._real)))]
             return labelled_fine_sample(scan, centroid, level, self.config, rng)
-        target = self._painted[int(rng.integers(len(self._painted)))]
+        kind = self._painted[int(rng.integers(len(self._painted)))]
+        target = kind[int(rng.integers(len(kind)))]
         return fine_sample(target, self.config, rng, self.bank)
+
+
+def _targets(anatomies: Sequence[Anatomy]) -> list[FineTarget]:
+    return [FineTarget(anatomy, level, at) for anatomy in anatomies for level, at in anatomy.centroids().items()]
