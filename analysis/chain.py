@@ -54,7 +54,8 @@ from analysis.segmentation import Networks, SegmentationLimits, models_used
 from analysis.segmentation_backend import segment_with
 from analysis.version import SOFTWARE_VERSION
 from analysis.vertebra_checks import VertebraLimits, check_vertebra
-from analysis.voi import VoiRule, place_voi
+from analysis.voi import place_voi
+from analysis.voi_rule import VoiRule
 from analysis.volume import CtVolume
 
 Predict = Callable[[tuple[VertebraFeatures, ...], SeriesHeader, BmdSummary], RadiomicsPrediction | None]

@@ -29,7 +29,7 @@ from analysis.qc import QcLimits
 from analysis.radiomics_settings import RadiomicsSettings
 from analysis.results import PhantomSpec
 from analysis.vertebra_checks import VertebraLimits
-from analysis.voi import VoiRule
+from analysis.voi_rule import VoiRule
 from node.config_file import ConfigFile, Fault, KeyPath, read_config_file
 from node.destinations import AeTitle, Destination, Port
 from node.encoded import EncodingSettings

@@ -10,7 +10,8 @@ from scipy import ndimage
 from analysis.errors import VoiError
 from analysis.results import Segmentation, Voi
 from analysis.vertebra_frame import crop_vertebra, fit_frame
-from analysis.voi import VoiRule, place_voi
+from analysis.voi import place_voi
+from analysis.voi_rule import VoiRule
 from tests.voi_builders import BETA, SIGMA, BuiltSpine, SpineGrid, SpineShape, build_spine, frames_of, ragged
 
 PAIR = SpineShape(densities_mg_cm3=(("L1", 120.0), ("L2", 110.0)), tilts_deg=(6.0, -8.0))
