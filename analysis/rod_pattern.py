@@ -7,6 +7,8 @@ the others. Each placement of the certificate on the chain is judged by its leas
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import dist
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,8 @@ MOST_CHAINS = 30
 SIGMA_REF_RANGE = (1.0, 3.0)
 BETA_CT_RANGE_HU = 80.0
 WATER_MG_CM3 = 999.6
+# Shares of a rod's radius: the disc that must lie in the field of view, and the one whose HU is read
+WHOLE_SHARE, MIDDLE_SHARE = 0.75, 0.55
 # One rod may be spoiled by air or metal: looked for when all together lie this far off, if the rest fit this well
 ODD_ROD_FROM_HU, ODD_ROD_REST_HU = 25.0, 10.0
 
@@ -37,7 +41,7 @@ class Chain:
 
     @property
     def radius_mm(self) -> float:
-        return float(np.median([c.radius_mm for c in self.circles]))
+        return median(c.radius_mm for c in self.circles)
 
     @property
     def score(self) -> float:
@@ -126,21 +130,18 @@ def _nearest(
     """The best circle within `tolerance` pitches of the predicted place."""
     reach_mm = tolerance * _pitch_mm(places)
     seed = next(iter(places.values()))
+    row_mm, column_mm = predicted_mm.tolist()
     near = [
         (abs(c.score) * (1.0 - 0.5 * distance / reach_mm), c)
         for c in circles
-        for distance in [float(np.linalg.norm(c.position_mm - predicted_mm))]
+        for distance in [dist((c.row_mm, c.column_mm), (row_mm, column_mm))]
         if distance <= reach_mm and _alike(c, seed)
     ]
     return max(near, key=lambda pair: pair[0])[1] if near else None
 
 
 def _pitch_mm(places: dict[int, Circle]) -> float:
-    gaps = [
-        float(np.linalg.norm(places[b].position_mm - places[a].position_mm)) / (b - a)
-        for a, b in pairwise(sorted(places))
-    ]
-    return float(np.median(gaps))
+    return median(dist(places[b].position_mm, places[a].position_mm) / (b - a) for a, b in pairwise(sorted(places)))
 
 
 def _predicted(places: dict[int, Circle], place: int) -> NDArray[np.float64]:
@@ -200,13 +201,8 @@ def _placement(image: Section, chain: Chain, offset: int, rods: tuple[RodSpec, .
     unevenness = float(np.linalg.norm(positions[known] - at_mm, axis=1).max())
     positions[known] = at_mm
     found = tuple(i in set(known.tolist()) for i in range(len(rods)))
-    inside = tuple(disc_inside(image, p, 0.75 * chain.radius_mm) for p in positions)
-    hu = np.array(
-        [
-            disc_median_hu(image, p, 0.55 * chain.radius_mm) if ok else np.nan
-            for p, ok in zip(positions, inside, strict=True)
-        ]
-    )
+    hu = np.array([rod_hu(image, position, chain.radius_mm) for position in positions])
+    inside = tuple(np.isfinite(hu).tolist())
     blank = Placement(
         positions, chain.radius_mm, found, inside, tuple(range(len(rods))), hu, np.inf, chain.score, unevenness
     )
@@ -260,26 +256,31 @@ def physical_residual_hu(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], ord
     return float(np.sqrt(residuals @ residuals / len(named)))
 
 
-def _disc(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> NDArray[np.float32]:
-    """HU of the pixels whose centres lie in the disc."""
-    (rows_mm, columns_mm), (n_rows, n_columns) = image.pixel_mm, image.hu.shape
-    r0, r1 = (int(np.ceil((centre_mm[0] + s * radius_mm) / rows_mm)) for s in (-1, 1))
-    c0, c1 = (int(np.ceil((centre_mm[1] + s * radius_mm) / columns_mm)) for s in (-1, 1))
-    rows = np.arange(max(r0, 0), min(r1, n_rows))
-    columns = np.arange(max(c0, 0), min(c1, n_columns))
-    squared = (rows[:, None] * rows_mm - centre_mm[0]) ** 2 + (columns[None, :] * columns_mm - centre_mm[1]) ** 2
-    return np.asarray(image.hu[np.ix_(rows, columns)][squared <= radius_mm**2])
+def rod_hu(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> float:
+    """Median HU of the middle of a rod; NaN where the rod does not lie in the field of view.
 
-
-def disc_median_hu(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> float:
-    values = _disc(image, centre_mm, radius_mm)
-    return float(np.median(values)) if values.size else float("nan")
-
-
-def disc_inside(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> bool:
-    """Does the disc lie in the image, and not in the constant padding around a round field of view?"""
+    It does when its disc, less the rim, lies in the image and not in the constant padding around a round field of view.
+    """
+    reach_mm = WHOLE_SHARE * radius_mm
     size_mm = np.array([n * p for n, p in zip(image.hu.shape, image.pixel_mm, strict=True)])
-    if (centre_mm - radius_mm < 0).any() or (centre_mm + radius_mm > size_mm).any():
-        return False
-    values = _disc(image, centre_mm, radius_mm)
-    return bool(values.size and np.mean(values < -900.0) < 0.2 or values.std() > 0.5)
+    if (centre_mm - reach_mm < 0).any() or (centre_mm + reach_mm > size_mm).any():
+        return float("nan")
+    hu, squared_mm2 = _box(image, centre_mm, reach_mm)
+    whole = hu[squared_mm2 <= reach_mm**2]
+    if not whole.size or (np.mean(whole < -900.0) >= 0.2 and whole.std() <= 0.5):
+        return float("nan")
+    middle = hu[squared_mm2 <= (MIDDLE_SHARE * radius_mm) ** 2]
+    return float(np.median(middle)) if middle.size else float("nan")
+
+
+def _box(
+    image: Section, centre_mm: NDArray[np.float64], reach_mm: float
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Pixels around a disc: HU, and squared distance of their centres from the disc's, mm2."""
+    (rows_mm, columns_mm), (n_rows, n_columns) = image.pixel_mm, image.hu.shape
+    r0, r1 = (int(np.ceil((centre_mm[0] + s * reach_mm) / rows_mm)) for s in (-1, 1))
+    c0, c1 = (int(np.ceil((centre_mm[1] + s * reach_mm) / columns_mm)) for s in (-1, 1))
+    box = (slice(max(r0, 0), min(r1, n_rows)), slice(max(c0, 0), min(c1, n_columns)))
+    rows, columns = (np.arange(part.start, max(part.start, part.stop)) for part in box)
+    squared = (rows[:, None] * rows_mm - centre_mm[0]) ** 2 + (columns[None, :] * columns_mm - centre_mm[1]) ** 2
+    return image.hu[box], squared

@@ -299,7 +299,7 @@ def test_a_phantom_under_another_name_is_recognised_quickly() -> None:
     volume = simulate_phantom(PhantomScanSpec(MODEL_3, acquisition=Acquisition(noise_hu=20.0))).volume
     started = time.process_time()
     assert looks_like_phantom(volume, (phantom_spec("1", "QRM-BDC/6"), MODEL_3))
-    assert time.process_time() - started < 4.0  # 3 s at 2.4 GHz; a study waits for its segmentation longer
+    assert time.process_time() - started < 2.0
 
 
 def test_forty_slices_of_512_are_measured_in_under_three_seconds() -> None:
