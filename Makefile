@@ -7,10 +7,11 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check --constraint con
 demo: .venv/ready
 	.venv/bin/qct-node demo
 
+# Two processes, a file of tests in one of them, in the files' order: long ones come early enough to fill both.
 test: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # pyradiomics has only a source package, and needs numpy, setuptools and wheel before it can build; the package also
 # holds the images and values that its numbers are tested against.

@@ -2,7 +2,8 @@
 
 A destination that is away costs one probe per minute, not one per object. An object that is refused for now is tried
 again later; one that is refused for good is put aside at once, or replaced by its other form. A resend after a lost
-answer is harmless: the object has the same SOP Instance UID.
+answer is harmless: the object has the same SOP Instance UID. A destination that stores but does not take the request
+for commitment is asked again at growing intervals; results are stored there meanwhile.
 """
 
 import logging
@@ -21,7 +22,7 @@ from node.commitment import CommitmentReceiver, request_commitment
 from node.delivery_status import Answer, Meaning
 from node.destinations import CommitmentUse, Destination
 from node.pacs_association import Call, PacsAssociation, associate, classes_of
-from storage.commitments import unconfirmed_items
+from storage.commitments import explain_unconfirmed, unconfirmed_items
 from storage.database import SessionFactory
 from storage.outbox import (
     Delivery,
@@ -89,7 +90,7 @@ class DestinationSender:
     def __init__(self, sessions: SessionFactory, destination: Destination, calling_ae_title: str,
                  on_delivered: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         self.destination = destination
-        self.breaker = Breaker(destination.retry)
+        self.breaker, self._asking = Breaker(destination.retry), Breaker(destination.retry)
         self._sessions, self._on_delivered = sessions, on_delivered
         self._calling_ae_title = destination.calling_ae_title or calling_ae_title
         self._answers = threading.Event()
@@ -157,7 +158,8 @@ class DestinationSender:
         asked_before = now - timedelta(hours=self.destination.commitment_deadline_h)
         with self._sessions.begin() as session:
             items = due_items(session, self.destination.name, now, limit)
-            unconfirmed = unconfirmed_items(session, self.destination.name, asked_before, limit)
+            asked = self._asking.wait_s == 0.0
+            unconfirmed = unconfirmed_items(session, self.destination.name, asked_before, limit) if asked else []
         return _Batch(tuple(items), tuple(unconfirmed))
 
     def _use(self, association: PacsAssociation, batch: _Batch) -> None:
@@ -214,8 +216,19 @@ class DestinationSender:
             mark_dead(session, item.id, answer.text)
 
     def _confirm(self, association: PacsAssociation, items: Sequence[OutboxItem]) -> None:
-        if not items:
+        if not items or self._asking.wait_s:
             return
+        try:
+            self._ask(association, items)
+        except DeliveryError as error:
+            delay_s = self._asking.failed()
+            with self._sessions.begin() as session:
+                explain_unconfirmed(session, self.destination.name, str(error))
+            LOGGER.warning("%s; asked again in %.0f s, storing goes on", error, delay_s)
+        else:
+            self._asking.succeeded()
+
+    def _ask(self, association: PacsAssociation, items: Sequence[OutboxItem]) -> None:
         if not association.offers_commitment:
             self._without_commitment(items)
             return

@@ -71,7 +71,7 @@ def read_status(session: Session, config: Config, now: datetime) -> dict[str, li
         "on_hold": [{"study": r.study_instance_uid, "why": r.hold_reason} for r in held_results(session)],
         "outbox": [
             {"destination": g.destination, "state": str(g.state), "objects": g.number, "since": _text(g.oldest_at),
-             "why": "stored there, not confirmed by it yet" if g.state is Delivery.SENT else g.detail}
+             "why": f"stored there, not confirmed by it yet: {g.detail}" if g.state is Delivery.SENT else g.detail}
             for g in group_items(session)
         ],
         "undelivered": [

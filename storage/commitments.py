@@ -49,6 +49,14 @@ def unconfirmed_items(session: Session, destination: str, asked_before: datetime
     return [row.frozen() for row in session.scalars(query)]
 
 
+def explain_unconfirmed(session: Session, destination: str, detail: str) -> None:
+    """Say at everything that a destination stored, and was not asked about, why it is not confirmed."""
+    session.execute(
+        update(OutboxRow).where(OutboxRow.destination == destination, OutboxRow.state == Delivery.SENT)
+        .where(OutboxRow.transaction_uid.is_(None)).values(detail=detail)
+    )  # fmt: skip
+
+
 def overdue_items(session: Session, asked_before: datetime) -> list[OutboxItem]:
     """Objects whose commitment was asked for before the given time and not answered: for `status`."""
     query = (

@@ -34,6 +34,7 @@ class Behaviour:
     status: Callable[[str], int | None] = lambda sop_instance_uid: SUCCESS  # None: abort instead of answering
     stall_s: float = 0.0
     commitment: bool = False
+    takes_requests: bool = True  # False: every request for commitment is aborted, as Orthanc does for strangers
     report: Callable[["FakePacs", Dataset], None] | None = None  # None: on the same association
     commit_failures: dict[str, int] = field(default_factory=dict)  # SOP Instance UID -> Failure Reason
     require_calling: tuple[str, ...] = ()
@@ -134,6 +135,9 @@ class FakePacs:
     def _action(self, event: Any) -> tuple[int, None]:
         request = event.action_information
         self.actions.append(request)
+        if not self.behaviour.takes_requests:
+            event.assoc.abort()
+            return 0x0110, None  # processing failure
         if self.behaviour.report is not None:
             self.behaviour.report(self, request)
         else:

@@ -20,7 +20,7 @@ from storage.inbox import Inbox
 from storage.outbox import Delivery
 from tests.database_builders import database
 from tests.fake_pacs import Behaviour, FakePacs, fake_pacs, no_report
-from tests.test_sender import destination, items, queue, states, wait_for
+from tests.test_sender import QUICK, destination, items, queue, states, wait_for
 
 COMMITTING = {"commitment": CommitmentUse.WHEN_OFFERED, "commitment_wait_s": 5.0}
 
@@ -122,6 +122,23 @@ def test_where_commitment_is_required_stored_is_never_delivered(
         send(sessions, pacs, commitment=CommitmentUse.REQUIRED)
     assert states(sessions) == [Delivery.SENT]
     assert "does not offer the storage commitment that the configuration requires" in caplog.text
+
+
+def test_a_pacs_that_takes_no_request_for_commitment_gets_the_next_results_at_once(
+    sessions: SessionFactory, tmp_path: Path
+) -> None:
+    """Its refusals count for the requests alone: they must not keep a result from the radiologist."""
+    queue(sessions, tmp_path, study="1.2.3")
+    with fake_pacs(Behaviour(commitment=True, takes_requests=False)) as pacs:
+        sender = send(sessions, pacs, retry=replace(QUICK, first_delay_s=2.0, longest_delay_s=2.0, jitter=0.0))
+        assert states(sessions) == [Delivery.SENT] and "request for commitment failed" in items(sessions)[0].detail
+        queue(sessions, tmp_path, study="1.2.4")
+        assert sender.deliver_once() and len(pacs.stored) == 2 and len(pacs.actions) == 1
+        assert not sender.deliver_once(), "asked again too early"
+        pacs.behaviour = replace(pacs.behaviour, takes_requests=True)
+        wait_for(lambda: sender.deliver_once() or set(states(sessions)) == {Delivery.DELIVERED})
+        wait_for(lambda: states(sessions) == [Delivery.DELIVERED] * 2)
+        assert len(pacs.actions) == 2 and len(pacs.stored) == 2
 
 
 def test_without_an_answer_commitment_is_asked_for_again_after_the_deadline(
