@@ -5,7 +5,9 @@ of the rows. Rods that a section does not show (same HU as the pad, or outside t
 the others. Each placement of the certificate on the chain is judged by its least-squares residual.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from math import dist
 from statistics import median
@@ -177,8 +179,15 @@ def _polynomial(
 
 def place_certificate(image: Section, chain: Chain, rods: tuple[RodSpec, ...]) -> tuple[Placement, ...]:
     """Every way to lay the certificate's rods on the chain or on the chain less a circle at one end, best first."""
+
+    @cache
+    def read_hu(row_mm: float, column_mm: float, radius_mm: float) -> float:
+        return rod_hu(image, np.array([row_mm, column_mm]), radius_mm)
+
     placements = [
-        _placement(image, part, offset, rods) for part in _parts(chain) for offset in range(len(rods) - part.places[-1])
+        _placement(read_hu, part, offset, rods)
+        for part in _parts(chain)
+        for offset in range(len(rods) - part.places[-1])
     ]
     return tuple(sorted(placements, key=lambda p: p.residual_hu))
 
@@ -194,14 +203,16 @@ def _parts(chain: Chain) -> tuple[Chain, ...]:
     )
 
 
-def _placement(image: Section, chain: Chain, offset: int, rods: tuple[RodSpec, ...]) -> Placement:
+def _placement(
+    read_hu: Callable[[float, float, float], float], chain: Chain, offset: int, rods: tuple[RodSpec, ...]
+) -> Placement:
     known = np.array([place + offset for place in chain.places])
     at_mm = np.array([c.position_mm for c in chain.circles])
     positions = curve(known.astype(float), at_mm, np.arange(len(rods), dtype=float))
     unevenness = float(np.linalg.norm(positions[known] - at_mm, axis=1).max())
     positions[known] = at_mm
     found = tuple(i in set(known.tolist()) for i in range(len(rods)))
-    hu = np.array([rod_hu(image, position, chain.radius_mm) for position in positions])
+    hu = np.array([read_hu(row_mm, column_mm, chain.radius_mm) for row_mm, column_mm in positions.tolist()])
     inside = tuple(np.isfinite(hu).tolist())
     blank = Placement(
         positions, chain.radius_mm, found, inside, tuple(range(len(rods))), hu, np.inf, chain.score, unevenness
@@ -216,14 +227,11 @@ def _odd_rod(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], whole: float) -
     """The rod without which the four or more others fit well, and their residual; else None and that of the whole."""
     if np.isfinite(hu).sum() < 5:
         return None, whole
-    orders = (tuple(range(len(rods))), tuple(range(len(rods)))[::-1])
-    without = [
-        (physical_residual_hu(rods, np.where(np.arange(len(hu)) == i, np.nan, hu), o), i)
-        for i in range(len(hu))
-        for o in orders
-    ]
-    residual, odd = min(without)
-    return (odd, residual) if residual <= ODD_ROD_REST_HU else (None, whole)
+    forward = tuple(range(len(rods)))
+    all_but_one = np.isfinite(hu) & ~np.eye(len(rods), dtype=bool)
+    without = np.minimum(*(_residuals_hu(rods, hu, order, all_but_one) for order in (forward, forward[::-1])))
+    odd = int(without.argmin())
+    return (odd, float(without[odd])) if without[odd] <= ODD_ROD_REST_HU else (None, whole)
 
 
 def _best_order(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], clear: bool) -> tuple[tuple[int, ...], float]:
@@ -241,19 +249,26 @@ def _best_order(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], clear: bool)
 
 def physical_residual_hu(rods: tuple[RodSpec, ...], hu: NDArray[np.float64], order: tuple[int, ...]) -> float:
     """Root mean square residual of the rods seen from the nearest line with possible slope and offset."""
-    seen = np.flatnonzero(np.isfinite(hu))
-    named = [rods[order[i]] for i in seen]
-    if len(named) < 2:
-        return float("inf")
+    return float(_residuals_hu(rods, hu, order, np.isfinite(hu)[None])[0])
+
+
+def _residuals_hu(
+    rods: tuple[RodSpec, ...], hu: NDArray[np.float64], order: tuple[int, ...], used: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """The same for several choices of rods at once: used, (choices, rods), among those seen; inf for fewer than two."""
+    named = [rods[i] for i in order]
     densities, water = densities_mg_cm3(named), water_mg_cm3(named)
-    response = hu[seen] - water
-    centred = densities - densities.sum() / len(named)
-    sigma = min(max(float(centred @ response) / float(centred @ centred), SIGMA_REF_RANGE[0]), SIGMA_REF_RANGE[1])
+    count = used.sum(axis=1)
+    n = np.maximum(count, 1)[:, None]
+    response = np.where(used, np.nan_to_num(hu) - water, 0.0)
+    centred = np.where(used, densities - (used @ densities)[:, None] / n, 0.0)
+    spread = np.maximum((centred**2).sum(axis=1, keepdims=True), 1e-9)
+    sigma = np.clip((centred * response).sum(axis=1, keepdims=True) / spread, *SIGMA_REF_RANGE)
+    rest = np.where(used, response - sigma * densities, 0.0)
     zero = -WATER_MG_CM3 if water.any() else 0.0
-    rest = response - sigma * densities
-    beta = min(max(float(rest.sum()) / len(named), zero - BETA_CT_RANGE_HU), zero + BETA_CT_RANGE_HU)
-    residuals = rest - beta
-    return float(np.sqrt(residuals @ residuals / len(named)))
+    beta = np.clip(rest.sum(axis=1, keepdims=True) / n, zero - BETA_CT_RANGE_HU, zero + BETA_CT_RANGE_HU)
+    squares = (np.where(used, rest - beta, 0.0) ** 2).sum(axis=1)
+    return np.where(count < 2, np.inf, np.sqrt(squares / n[:, 0]))
 
 
 def rod_hu(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> float:

@@ -91,11 +91,12 @@ def _rank(find: Find) -> tuple[bool, float]:
 
 
 def _cost(placement: Placement) -> float:
-    """Residual with a price for each rod that is not clearly round, not inside, odd, or not in the template's order."""
+    """Residual with a price for each rod not clearly round, not inside, odd, out of the row or the template's order."""
     n = len(placement.found)
     in_order = placement.order in (tuple(range(n)), tuple(range(n))[::-1])
     price = 6.0 * (n - placement.score) + 25.0 * placement.inside.count(False)
     price += (0.0 if in_order else 5.0) + (0.0 if placement.odd_rod is None else 15.0)
+    price += 3.0 * max(0.0, placement.unevenness_mm - CLEAR_UNEVENNESS_MM)
     return placement.residual_hu * (1.0 if in_order else 2.5) + price
 
 

@@ -15,7 +15,8 @@ from analysis.rod_circle import LARGEST_JUMP_MM, CircleFit, fit_circle
 from analysis.rod_pattern import curve
 
 BLOCK_MM = 10.0
-MIN_INLIERS = 0.55
+MIN_INLIERS, CLEAR_INLIERS = 0.55, 0.8
+OFF_THE_ROW = 0.2  # of the pitch: farther from its place in the row, only a clear circle is a rod
 # A weak rod this far from its predicted place is still looked for, and taken when its ring is this clear
 WEAK_REACH_MM, WEAK_PEAK = 6.0, 0.3
 LARGEST_SHIFT_MM = 45.0  # of a phantom that moved during the scan
@@ -80,7 +81,26 @@ def _strong(fits: list[CircleFit | None], start_mm: NDArray[np.float64]) -> tupl
     ]
     contrasts = [abs(f.contrast_hu) for f, ok in zip(fits, good, strict=True) if f is not None and ok]
     floor = float(np.clip(0.2 * max(contrasts, default=0.0), 15.0, 60.0))
-    return tuple(bool(ok and f is not None and abs(f.contrast_hu) >= floor) for f, ok in zip(fits, good, strict=True))
+    strong = [bool(ok and f and abs(f.contrast_hu) >= floor) for f, ok in zip(fits, good, strict=True)]
+    return tuple(s and not far for s, far in zip(strong, _off_the_row(fits, strong), strict=True))
+
+
+def _off_the_row(fits: list[CircleFit | None], strong: list[bool]) -> list[bool]:
+    """Which circles are none too clear and far from where three or more clear ones tell a rod to be.
+
+    The round end of a pad looks like a rod where the last rod has the density of the pad.
+    """
+    found = {i: fit for i, (fit, s) in enumerate(zip(fits, strong, strict=True)) if s and fit is not None}
+    clear = [i for i, fit in found.items() if fit.inliers >= CLEAR_INLIERS]
+    if len(clear) < 3:
+        return [False] * len(fits)
+    at_mm = np.array([found[i].centre_mm for i in clear])
+    told_mm = curve(np.array(clear, float), at_mm, np.arange(len(fits), dtype=float))
+    pitch_mm = float(np.linalg.norm(at_mm[-1] - at_mm[0])) / (clear[-1] - clear[0])
+    return [
+        i in found and i not in clear and bool(np.linalg.norm(found[i].centre_mm - told_mm[i]) > OFF_THE_ROW * pitch_mm)
+        for i in range(len(fits))
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -112,6 +112,22 @@ def test_the_slope_follows_the_tube_voltage(kvp: float) -> None:
     assert fit_calibration(found, MODEL_3, kvp).accepted
 
 
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_the_round_end_of_a_pad_is_not_taken_for_a_rod_of_its_own_density(seed: int) -> None:
+    """Rod A of -61 HU at the end of a noisy pad of -68 HU cannot be seen; beyond it the pad ends like a half circle."""
+    geometry = PadGeometry(
+        rod_diameter_mm=16.0, pitch_mm=26.5, pitch_jitter_mm=0.7, pad_width_mm=140.4, pad_height_mm=24.0, pad_hu=-67.8,
+        reversed_order=True,
+    )  # fmt: skip
+    pose = Pose((-6.7, -12.5, 0.0), 0.4, -1.1, roll_deg=4.0, mirrored=True, upside_down=True)
+    acquisition = Acquisition(140.0, 11, 5.0, 512, fov_mm=438.7, noise_hu=37.5, kernel_sigma_mm=0.53, seed=seed)
+    simulated = simulate_phantom(PhantomScanSpec(MODEL_3, geometry=geometry, pose=pose, acquisition=acquisition))
+    found = measure_phantom(simulated.volume, MODEL_3)
+    off_mm = np.array([rod.centre_lps_mm for rod in found.rods]) - np.array(simulated.rod_centres_lps_mm)
+    assert np.linalg.norm(off_mm[:, :2], axis=1).max() < 4.0, "the rod's own radius is 8 mm"
+    assert_accurate(simulated, found, 140.0)
+
+
 @pytest.mark.parametrize("pad_hu", [-100.0, -50.0, -35.0, 0.0, 60.0, 150.0])
 def test_rods_that_vanish_in_their_pad_are_found_beside_the_others(pad_hu: float) -> None:
     """At -35 and -50 HU rods B and A have hardly any contrast; their place follows from C, D and E."""
