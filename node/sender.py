@@ -22,6 +22,7 @@ from node.commitment import CommitmentReceiver, request_commitment
 from node.delivery_status import Answer, Meaning
 from node.destinations import CommitmentUse, Destination
 from node.pacs_association import Call, PacsAssociation, associate, classes_of
+from node.sent_answers import SentAnswers
 from storage.commitments import explain_unconfirmed, unconfirmed_items
 from storage.database import SessionFactory
 from storage.outbox import (
@@ -41,7 +42,6 @@ from storage.retention import mark_delivered as mark_study_delivered
 
 LOGGER = logging.getLogger(__name__)
 LOOK_FOR_WORK_S = 2.0
-ANSWERS_AT_ONCE, ANSWERS_WAIT_S = 20, 0.5
 REFUSALS_TO_STOP = 3  # answers "for now" in a row after which the association is given up
 
 
@@ -54,34 +54,6 @@ class _Batch:
 
     def __bool__(self) -> bool:
         return bool(self.items or self.unconfirmed)
-
-
-class _Answers:
-    """Collects answers and hands them on in small groups, the last ones when the block ends, however it ends."""
-
-    def __init__(self, settle: Callable[[Sequence[tuple[OutboxItem, Answer]]], None]) -> None:
-        self.all: list[tuple[OutboxItem, Answer]] = []
-        self._waiting: list[tuple[OutboxItem, Answer]] = []
-        self._settle = settle
-        self._since = monotonic()
-
-    def __enter__(self) -> "_Answers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-
-    def add(self, item: OutboxItem, answer: Answer) -> None:
-        self.all.append((item, answer))
-        self._waiting.append((item, answer))
-        if len(self._waiting) >= ANSWERS_AT_ONCE or monotonic() - self._since > ANSWERS_WAIT_S:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._settle(self._waiting)
-        self._waiting = []
-        self._since = monotonic()
 
 
 class DestinationSender:
@@ -174,7 +146,7 @@ class DestinationSender:
 
         Answers are written a few at a time: a crash in between resends those few, as the same objects.
         """
-        answers = _Answers(lambda found: self._settle(found, commits=self._commits(association)))
+        answers = SentAnswers(lambda found: self._settle(found, commits=self._commits(association)))
         refusals = 0
         with answers:
             for item in items:
