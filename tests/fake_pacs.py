@@ -141,7 +141,7 @@ class FakePacs:
         if self.behaviour.report is not None:
             self.behaviour.report(self, request)
         else:
-            threading.Thread(target=self._report_here, args=(event.assoc, request)).start()
+            threading.Thread(target=self._report_here, args=(event.assoc, request), daemon=True).start()
         return SUCCESS, None
 
     def _report_here(self, association: Any, request: Dataset) -> None:
