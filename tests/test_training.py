@@ -20,6 +20,7 @@ from analysis.training.paint import Scanner, Scene, TextureBank, paint_body, ran
 from analysis.training.presets import PRESETS, preset_of
 from analysis.training.samples import IGNORE
 from analysis.training.segmentation import iterations_of
+from analysis.training.sources import FineSource
 from analysis.vbnet import VBNet, coarse_config, fine_config
 from tests.training_builders import BODY_HEIGHT, FIRST_LEVEL, LAST_LEVEL, SPACING_MM, small_anatomy, small_labels
 
@@ -290,3 +291,13 @@ def test_a_label_map_without_a_canal_leaves_vertebrae_unsplit() -> None:
     tissue, levels = small_labels()
     tissue[tissue == CODE["canal"]] = 0
     assert not derive_anatomy("none", SPACING_MM, tissue, levels, margin_mm=20.0).part.any()
+
+
+def test_one_person_among_many_built_torsos_gives_half_of_the_painted_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("analysis.training.sources.fine_sample", lambda target, *_: drawn.append(target.anatomy.name))
+    built = [replace(ANATOMY, name=f"procedural{100 + i}") for i in range(5)]
+    source = FineSource(FINE, [replace(ANATOMY, name="a person"), *built])
+    for number in range(200):
+        source(number)
+    assert 80 <= drawn.count("a person") <= 120 and len(set(drawn)) == 6
