@@ -59,6 +59,19 @@ def section(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], sli
     return Section(hu[slices].mean(axis=0, dtype=np.float32), (spacing_mm[1], spacing_mm[2]), middle)
 
 
+def pixels_around(
+    image: NDArray[np.float32], pixel_mm: tuple[float, float], centre_mm: NDArray[np.float64], radius_mm: float
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The box of pixels around a disc: HU, and squared distance of their centres from the disc's, mm2."""
+    box = tuple(
+        slice(max(int(np.ceil((c - radius_mm) / p)), 0), max(int(np.floor((c + radius_mm) / p)) + 1, 0))
+        for c, p in zip(centre_mm, pixel_mm, strict=True)
+    )
+    rows, columns = (np.arange(n)[part] for n, part in zip(image.shape, box, strict=True))
+    squared = (rows[:, None] * pixel_mm[0] - centre_mm[0]) ** 2 + (columns[None, :] * pixel_mm[1] - centre_mm[1]) ** 2
+    return image[box], squared
+
+
 def find_circles(image: Section) -> tuple[Circle, ...]:
     """Bright and dark discs, best first."""
     direction = _gradient_direction(_on_grid(image))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.results import RodSpec
-from analysis.rod_candidates import STRONG_SCORE, Circle, Section
+from analysis.rod_candidates import STRONG_SCORE, Circle, Section, pixels_around
 from analysis.rod_fit import best_assignment, densities_mg_cm3, water_mg_cm3
 
 PITCH_RANGE_MM = (17.0, 48.0)
@@ -280,22 +280,9 @@ def rod_hu(image: Section, centre_mm: NDArray[np.float64], radius_mm: float) -> 
     size_mm = np.array([n * p for n, p in zip(image.hu.shape, image.pixel_mm, strict=True)])
     if (centre_mm - reach_mm < 0).any() or (centre_mm + reach_mm > size_mm).any():
         return float("nan")
-    hu, squared_mm2 = _box(image, centre_mm, reach_mm)
+    hu, squared_mm2 = pixels_around(image.hu, image.pixel_mm, centre_mm, reach_mm)
     whole = hu[squared_mm2 <= reach_mm**2]
     if not whole.size or (np.mean(whole < -900.0) >= 0.2 and whole.std() <= 0.5):
         return float("nan")
     middle = hu[squared_mm2 <= (MIDDLE_SHARE * radius_mm) ** 2]
     return float(np.median(middle)) if middle.size else float("nan")
-
-
-def _box(
-    image: Section, centre_mm: NDArray[np.float64], reach_mm: float
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Pixels around a disc: HU, and squared distance of their centres from the disc's, mm2."""
-    (rows_mm, columns_mm), (n_rows, n_columns) = image.pixel_mm, image.hu.shape
-    r0, r1 = (int(np.ceil((centre_mm[0] + s * reach_mm) / rows_mm)) for s in (-1, 1))
-    c0, c1 = (int(np.ceil((centre_mm[1] + s * reach_mm) / columns_mm)) for s in (-1, 1))
-    box = (slice(max(r0, 0), min(r1, n_rows)), slice(max(c0, 0), min(c1, n_columns)))
-    rows, columns = (np.arange(part.start, max(part.start, part.stop)) for part in box)
-    squared = (rows[:, None] * rows_mm - centre_mm[0]) ** 2 + (columns[None, :] * columns_mm - centre_mm[1]) ** 2
-    return image.hu[box], squared

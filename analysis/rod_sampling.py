@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.rod_candidates import pixels_around
 from analysis.rod_tracking import RodAxes
 
 SAMPLE_FRACTION = 0.6  # of the radius
@@ -124,12 +125,8 @@ def _neighbours(n: int, lag: float) -> NDArray[np.float64]:
 def _disc(
     image: NDArray[np.float32], pixel_mm: tuple[float, float], centre_mm: NDArray[np.float64], radius_mm: float
 ) -> NDArray[np.float64]:
-    rows, columns = (
-        np.arange(max(int(np.ceil((c - radius_mm) / p)), 0), min(int((c + radius_mm) / p) + 1, n))
-        for c, p, n in zip(centre_mm, pixel_mm, image.shape, strict=True)
-    )
-    squared = (rows[:, None] * pixel_mm[0] - centre_mm[0]) ** 2 + (columns[None, :] * pixel_mm[1] - centre_mm[1]) ** 2
-    return np.asarray(image[np.ix_(rows, columns)][squared <= radius_mm**2], np.float64)
+    hu, squared_mm2 = pixels_around(image, pixel_mm, centre_mm, radius_mm)
+    return np.asarray(hu[squared_mm2 <= radius_mm**2], np.float64)
 
 
 def _statistics(rod: _Rod, correlation: _Correlation) -> RodSample:

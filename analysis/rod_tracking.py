@@ -81,26 +81,23 @@ def _strong(fits: list[CircleFit | None], start_mm: NDArray[np.float64]) -> tupl
     ]
     contrasts = [abs(f.contrast_hu) for f, ok in zip(fits, good, strict=True) if f is not None and ok]
     floor = float(np.clip(0.2 * max(contrasts, default=0.0), 15.0, 60.0))
-    strong = [bool(ok and f and abs(f.contrast_hu) >= floor) for f, ok in zip(fits, good, strict=True)]
-    return tuple(s and not far for s, far in zip(strong, _off_the_row(fits, strong), strict=True))
+    found = {i: f for i, (f, ok) in enumerate(zip(fits, good, strict=True)) if ok and f and abs(f.contrast_hu) >= floor}
+    off = _off_the_row(found)
+    return tuple(i in found and i not in off for i in range(len(fits)))
 
 
-def _off_the_row(fits: list[CircleFit | None], strong: list[bool]) -> list[bool]:
-    """Which circles are none too clear and far from where three or more clear ones tell a rod to be.
+def _off_the_row(found: dict[int, CircleFit]) -> set[int]:
+    """The circles, by place, none too clear and far from where three or more clear ones tell a rod to be.
 
     The round end of a pad looks like a rod where the last rod has the density of the pad.
     """
-    found = {i: fit for i, (fit, s) in enumerate(zip(fits, strong, strict=True)) if s and fit is not None}
     clear = [i for i, fit in found.items() if fit.inliers >= CLEAR_INLIERS]
     if len(clear) < 3:
-        return [False] * len(fits)
+        return set()
     at_mm = np.array([found[i].centre_mm for i in clear])
-    told_mm = curve(np.array(clear, float), at_mm, np.arange(len(fits), dtype=float))
-    pitch_mm = float(np.linalg.norm(at_mm[-1] - at_mm[0])) / (clear[-1] - clear[0])
-    return [
-        i in found and i not in clear and bool(np.linalg.norm(found[i].centre_mm - told_mm[i]) > OFF_THE_ROW * pitch_mm)
-        for i in range(len(fits))
-    ]
+    told_mm = curve(np.array(clear, float), at_mm, np.arange(max(found) + 1, dtype=float))
+    far_mm = OFF_THE_ROW * float(np.linalg.norm(at_mm[-1] - at_mm[0])) / (clear[-1] - clear[0])
+    return {i for i in found.keys() - clear if np.linalg.norm(found[i].centre_mm - told_mm[i]) > far_mm}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

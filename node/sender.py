@@ -130,8 +130,8 @@ class DestinationSender:
         asked_before = now - timedelta(hours=self.destination.commitment_deadline_h)
         with self._sessions.begin() as session:
             items = due_items(session, self.destination.name, now, limit)
-            asked = self._asking.wait_s == 0.0
-            unconfirmed = unconfirmed_items(session, self.destination.name, asked_before, limit) if asked else []
+            may_ask = self._asking.wait_s == 0.0
+            unconfirmed = unconfirmed_items(session, self.destination.name, asked_before, limit) if may_ask else []
         return _Batch(tuple(items), tuple(unconfirmed))
 
     def _use(self, association: PacsAssociation, batch: _Batch) -> None:
