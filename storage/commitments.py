@@ -57,16 +57,6 @@ def explain_unconfirmed(session: Session, destination: str, detail: str) -> None
     )  # fmt: skip
 
 
-def overdue_items(session: Session, asked_before: datetime) -> list[OutboxItem]:
-    """Objects whose commitment was asked for before the given time and not answered: for `status`."""
-    query = (
-        select(OutboxRow)
-        .join(CommitmentRow, OutboxRow.transaction_uid == CommitmentRow.transaction_uid)
-        .where(OutboxRow.state == Delivery.SENT, CommitmentRow.requested_at < asked_before)
-    )
-    return [row.frozen() for row in session.scalars(query)]
-
-
 def open_commitment(session: Session, uid: str, destination: str, item_ids: Iterable[int], now: datetime) -> None:
     """Note a request before it is sent, so that even an instant answer finds it."""
     ids = list(item_ids)

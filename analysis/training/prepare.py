@@ -61,19 +61,18 @@ def prepare_pool(
     anatomies: list[Anatomy], count: int, config: VBNetConfig, prepared: PreparedFolder, progress: Callable[[int], None]
 ) -> list[Path]:
     """`count` deformed torsos at half the coarse network's spacing, each a function of its number alone."""
-    folder = prepared.made("pool")
+    folder, kinds = prepared.made("pool"), by_kind(anatomies)
     for number in range(count):
         path = folder / f"{number:04d}.npz"
         if not path.exists():
-            torso = deform(_anatomy_of(number, anatomies), np.random.default_rng([7, number]), config.spacing_mm / 2)
+            torso = deform(_anatomy_of(number, kinds), np.random.default_rng([7, number]), config.spacing_mm / 2)
             target, level = coarse_target(torso.anatomy, 2)
             _save_torso(path, torso.anatomy, (target, level))
         progress(number + 1)
     return prepared.files("pool")[:count]
 
 
-def _anatomy_of(number: int, anatomies: list[Anatomy]) -> Anatomy:
-    kinds = by_kind(anatomies)
+def _anatomy_of(number: int, kinds: list[list[Anatomy]]) -> Anatomy:
     kind = kinds[number % len(kinds)]
     return kind[number // len(kinds) % len(kind)]
 

@@ -41,6 +41,8 @@ from analysis.vbnet import (
     save_network,
 )
 
+POOL = 90  # deformed torsos of the coarse stage
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingRequest:
@@ -64,7 +66,7 @@ class TrainingRequest:
     device: str = "auto"
     seed: int = 1
     iterations: int | None = None
-    pool: int = 90
+    pool: int = POOL
     procedural: int | None = None
     workers: int = 1
     threads: int = 0
@@ -193,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", default="default")
     parser.add_argument("--data", type=Path, action="append", default=[], help="folder of training data; repeatable")
     parser.add_argument("--procedural", type=int, help="number of procedural torsos; 8 where no label map is given")
+    parser.add_argument("--pool", type=int, default=POOL, help="deformed torsos of the coarse stage")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--prepared", type=Path, help="folder of prepared cases, shared between runs")
     parser.add_argument("--start-from", type=Path, help="weights to begin with")
@@ -200,11 +203,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--iterations", type=int)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that paint ahead; 0 paints between steps")
+    parser.add_argument("--threads", type=int, default=0, help="processor cores to use; 0 for all")
     a = parser.parse_args(arguments)
     request = TrainingRequest(
         a.stage, a.preset, tuple(a.data), a.out, a.prepared, a.start_from, not a.fresh, a.device, a.seed, a.iterations,
-        procedural=a.procedural, workers=a.workers,
+        pool=a.pool, procedural=a.procedural, workers=a.workers, threads=a.threads,
     )  # fmt: skip
     Console().print(f"weights: {train_segmentation(request)}")
     return 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import analysis
 from analysis.errors import NoVertebraError
@@ -27,6 +28,9 @@ from tests.studies.segmentation_pictures import overlay
 from tests.studies.segmentation_simulated import score_simulated
 
 MODELS = Path(analysis.__file__).parent / "models"
+
+# A body without what the reader calls posterior elements of the same vertebra: each reader cuts the pedicles elsewhere.
+BODY_ALONE = "body, readers' pedicles left out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +48,31 @@ def networks_from(folder: Path) -> Networks:
 
 def overlap_rows(case: RealCase, segmentation: Segmentation) -> list[OverlapRow]:
     """Dice and surface distance of every structure that the truth covers, at the volume's own resolution."""
-    rows = []
     structures = (
         ("vertebra", case.vertebrae, (1, 2, 3)),
         ("body", case.bodies, (2, 3)),
         ("cancellous", case.cancellous, (3,)),
     )
-    by_label = {vertebra.level: vertebra for vertebra in case.annotation.vertebrae}
-    for name, truth, parts in structures:
-        if truth is None:
-            continue
-        labels, covered = truth
-        for label in covered:
-            level = next(v for v in by_label.values() if _label(v.level) == label)
-            found = (segmentation.labels == nearest_label(segmentation, level.centroid_lps_mm)) & np.isin(
-                segmentation.body, parts
-            )
-            distance = mean_surface_distance_mm(found, labels == label, case.volume.spacing_mm)
-            rows.append(OverlapRow(case.name, name, level.level, dice(found, labels == label), distance))
+    rows = []
+    for level in case.annotation.vertebrae:
+        outline = segmentation.labels == nearest_label(segmentation, level.centroid_lps_mm)
+        for name, truth, parts in structures:
+            if truth is None or _label(level.level) not in truth[1]:
+                continue
+            drawn = truth[0] == _label(level.level)
+            found = outline & np.isin(segmentation.body, parts)
+            rows.append(_overlap(case, name, level.level, found, drawn))
+            if name == "body" and case.vertebrae is not None:
+                behind = (case.vertebrae[0] == _label(level.level)) & ~drawn
+                rows.append(_overlap(case, BODY_ALONE, level.level, found & ~behind, drawn))
     return rows
+
+
+def _overlap(
+    case: RealCase, structure: str, level: str, found: NDArray[np.bool_], drawn: NDArray[np.bool_]
+) -> OverlapRow:
+    distance = mean_surface_distance_mm(found, drawn, case.volume.spacing_mm)
+    return OverlapRow(case.name, structure, level, dice(found, drawn), distance)
 
 
 def _label(level: str) -> int:
@@ -73,7 +83,7 @@ def print_overlap(rows: list[OverlapRow]) -> None:
     print("\n| volume | structure | level | Dice | mean surface distance mm |\n|---|---|---|---|---|")
     for row in rows:
         print(f"| {row.volume} | {row.structure} | {row.level} | {row.dice:.3f} | {row.distance_mm:.2f} |")
-    for structure in ("vertebra", "body", "cancellous"):
+    for structure in ("vertebra", "body", BODY_ALONE, "cancellous"):
         chosen = [row for row in rows if row.structure == structure]
         if chosen:
             mean, distance = np.mean([r.dice for r in chosen]), np.mean([r.distance_mm for r in chosen])
