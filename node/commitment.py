@@ -33,10 +33,15 @@ SUCCESS, PROCESSING_FAILURE, INVALID_ARGUMENT = 0x0000, 0x0110, 0x0115
 
 @dataclass(frozen=True, slots=True)
 class CommitmentReceiver:
-    """Takes the answers, on whatever association they come. `answered` wakes the senders."""
+    """Takes the answers, on whatever association they come.
+
+    arrived : called in the thread that serves the answer, before anything is done with it
+    answered : called when it is in the database; wakes the senders
+    """
 
     sessions: SessionFactory
     retry: RetrySettings = RetrySettings()
+    arrived: Callable[[], None] = lambda: None
     answered: Callable[[], None] = lambda: None
 
     def handlers(self) -> Handlers:
@@ -51,6 +56,7 @@ class CommitmentReceiver:
 
     def take_report(self, event: Any) -> tuple[int, None]:
         """N-EVENT-REPORT: match it with its request and settle every object it names."""
+        self.arrived()
         report = event.event_information
         uid = str(report.get("TransactionUID", ""))
         if not uid:

@@ -5,8 +5,10 @@ on (stock DCMTK) waits for our acknowledgement of the first, which Linux delays 
 immediate acknowledgement after each piece we send ends that, without a change at the peer.
 """
 
+import logging
 import socket
 import ssl
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from analysis.errors import DeliveryError
 from node.delivery_status import Answer, Meaning, judge_rejection, judge_store
 from node.destinations import CommitmentUse, Destination
 
+LOGGER = logging.getLogger(__name__)
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 MAXIMUM_CONTEXTS = 128  # PS3.8 9.3.2: odd identifiers 1 to 255
 TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
@@ -117,8 +120,28 @@ def associate(call: Call) -> Iterator[PacsAssociation]:
         yield PacsAssociation(association)
     finally:
         if association.is_established:
-            association.release()
+            _release(association, 2 * destination.connect_timeout_s)
         ae.shutdown()
+
+
+def _release(association: Association, limit_s: float) -> None:
+    """Release, and end the association if that takes too long.
+
+    pynetdicom (3.0.4) waits without limit until its reactor says that it paused. An N-EVENT-REPORT, which it serves in
+    another thread, takes that word back when it arrives at this moment, and the wait would never end.
+    """
+    guard = threading.Timer(limit_s, _end, (association,))
+    guard.start()
+    association.release()
+    guard.cancel()
+
+
+def _end(association: Association) -> None:
+    """Killed twice: the first ends the reactor, which takes back that it paused, the second says so for good."""
+    LOGGER.warning("the association with %s did not end by itself and was cut off", association.acceptor.ae_title)
+    association.kill()
+    association.join()
+    association.kill()
 
 
 def _request(ae: AE, call: Call) -> Association:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from queue import Empty, SimpleQueue
 from time import monotonic
 
 from sqlalchemy.exc import OperationalError
@@ -65,8 +66,8 @@ class DestinationSender:
         self.breaker, self._asking = Breaker(destination.retry), Breaker(destination.retry)
         self._sessions, self._on_delivered = sessions, on_delivered
         self._calling_ae_title = destination.calling_ae_title or calling_ae_title
-        self._answers = threading.Event()
-        self._commitments = CommitmentReceiver(sessions, destination.retry, self._answers.set)
+        self._answers: SimpleQueue[threading.Thread] = SimpleQueue()
+        self._commitments = CommitmentReceiver(sessions, destination.retry, self._answer_arrived)
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"sender {destination.name}")
         self._turn_at = monotonic()
@@ -204,9 +205,21 @@ class DestinationSender:
         if not association.offers_commitment:
             self._without_commitment(items)
             return
-        self._answers.clear()
+        self._answers = SimpleQueue()
         request_commitment(association, self._sessions, self.destination.name, items)
-        self._answers.wait(self.destination.commitment_wait_s)
+        self._await_answer()
+
+    def _answer_arrived(self) -> None:
+        """pynetdicom serves each N-EVENT-REPORT in a thread of its own; this is it."""
+        self._answers.put(threading.current_thread())
+
+    def _await_answer(self) -> None:
+        """Until the answer is in the database and responded to: a release before that would cut the response off."""
+        try:
+            serving = self._answers.get(timeout=self.destination.commitment_wait_s)
+        except Empty:
+            return
+        serving.join(self.destination.response_timeout_s)
 
     def _without_commitment(self, items: Sequence[OutboxItem]) -> None:
         """The destination used to offer commitment, or must and does not."""

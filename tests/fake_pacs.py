@@ -52,6 +52,7 @@ class FakePacs:
         self.associations = 0
         self.echoes = 0
         self.actions: list[Dataset] = []
+        self.report_answers: list[int | None] = []  # what its reports were answered with, None: not at all
         self._lock = threading.Lock()
         self._server: Any = None
         self.port = port
@@ -147,9 +148,10 @@ class FakePacs:
     def _report_here(self, association: Any, request: Dataset) -> None:
         time.sleep(0.05)  # after the answer to the N-ACTION
         report = self.report_for(request)
-        association.send_n_event_report(
+        answer, _ = association.send_n_event_report(
             report, _event_type(report), StorageCommitmentPushModel, StorageCommitmentPushModelInstance
         )
+        self.report_answers.append(answer.get("Status"))
 
 
 def _event_type(report: Dataset) -> int:

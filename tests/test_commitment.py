@@ -1,5 +1,6 @@
 """Storage commitment over real sockets: on the same association, on a new one, after a restart, in part, never."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -59,6 +60,24 @@ def test_an_answer_on_the_same_association_makes_the_objects_delivered(
     assert [str(item.ReferencedSOPInstanceUID) for item in request.ReferencedSOPSequence] == uids
     assert states(sessions) == [Delivery.DELIVERED] * 3
     assert {item.detail for item in items(sessions)} == {"committed"}
+
+
+def test_the_pacs_has_our_response_to_its_answer_before_the_association_ends(
+    sessions: SessionFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = CommitmentReceiver.take_report
+
+    def slow_to_respond(receiver: CommitmentReceiver, event: object) -> tuple[int, None]:
+        answer = taken(receiver, event)
+        time.sleep(0.3)
+        return answer
+
+    monkeypatch.setattr(CommitmentReceiver, "take_report", slow_to_respond)
+    queue(sessions, tmp_path)
+    with fake_pacs(Behaviour(commitment=True)) as pacs:
+        send(sessions, pacs)
+        wait_for(lambda: bool(pacs.report_answers))
+        assert pacs.report_answers == [0x0000]
 
 
 @pytest.mark.parametrize("negotiate_role", [True, False])
