@@ -129,7 +129,8 @@ def segment_vertebrae(volume: CtVolume, networks: Networks, limits: Segmentation
     crops = outline_vertebrae(view, [grid.to_axis_mm(peak.index) for peak in column], networks.fine, limits)
     column, crops = _plausible(column, crops, limits)
     watch.lap("fine network")
-    chain = name_levels(_evidence(view, (maps, hu, grid), column, crops, limits), limits.chain)
+    evidence = _evidence(view, (maps, hu, grid), column, crops, limits)
+    chain = name_levels(evidence, limits.chain, float(view.spacing_mm[0]))
     watch.lap("levels")
     sacrum = sacrum_on_view(view, maps, grid, crops[-1].centroid_mm, device)
     labels, body = assemble_maps(view, crops, chain.names, sacrum, device)
@@ -296,6 +297,8 @@ def level_flags(levels: tuple[VertebraLevel, ...], chain: NamedChain, limits: Se
     if lowest.confidence < limits.min_level_confidence:
         text = f"{lowest.name} is named with probability {lowest.confidence:.2f}"
         expected = f"expected {limits.min_level_confidence:.2f}; landmarks in view: {anchors}"
+        if not chain.discs_resolved:
+            expected += f"; slices above {limits.chain.thickest_slice_mm:g} mm do not tell neighbours apart"
         flags.append(reason("LEVEL_UNCERTAIN", f"{text}, {expected}"))
     if chain.anchors_disagree or chain.variant > 0.3:
         text = f"last rib, sacrum and count do not fit five lumbar vertebrae (variant: {chain.variant:.2f})"

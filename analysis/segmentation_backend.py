@@ -7,6 +7,7 @@ cortex from cancellous bone. Nothing of it is imported until it is asked for.
 
 import importlib
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -156,10 +157,10 @@ def _chain(
         rib = fine_rib(view, crop, axes[i], limits)
         contact = agreed_contact(rib, rib, cut=crop.touches_edge)
         evidence.append(VertebraEvidence(crop.centroid_mm, levels, contact, None, below, crop.touches_edge))
-    chain = name_levels(tuple(evidence), limits.chain)
+    chain = name_levels(tuple(evidence), limits.chain, float(view.spacing_mm[0]))
     ceiling = max(chain.confidences)
     own = tuple(min(ceiling, float(p[INDEX[name]])) for name, p in zip(names, chain.probabilities, strict=True))
-    return NamedChain(tuple(names), own, chain.anchors, chain.anchors_disagree, chain.variant, chain.probabilities)
+    return replace(chain, names=tuple(names), confidences=own)
 
 
 def _body_map(

@@ -7,7 +7,7 @@ gives the names. Variants (11 or 13 pairs of ribs, 4 or 6 lumbar vertebrae) are 
 ribs and sacrum that disagree pull the probability apart instead of being overruled.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ class NamedChain:
     anchors_disagree : last rib and sacrum are both in view, but not five lumbar vertebrae apart
     probabilities : (vertebrae, levels)
     variant : probability of any numbering variant (13 or 11 ribs, 4 or 6 lumbar vertebrae)
+    discs_resolved : the slices are thin enough to tell neighbours apart
     """
 
     names: tuple[str, ...]
@@ -43,10 +44,16 @@ class NamedChain:
     anchors_disagree: bool
     variant: float
     probabilities: NDArray[np.float64] = field(repr=False)
+    discs_resolved: bool = True
 
 
-def name_levels(vertebrae: tuple[VertebraEvidence, ...], limits: ChainLimits | None = None) -> NamedChain:
-    """Names and probabilities for vertebrae in order from head to feet (at least one)."""
+def name_levels(
+    vertebrae: tuple[VertebraEvidence, ...], limits: ChainLimits | None = None, slice_mm: float = 1.0
+) -> NamedChain:
+    """Names and probabilities for vertebrae in order from head to feet (at least one).
+
+    slice_mm : spacing of the voxels along the spine
+    """
     limits = limits or ChainLimits()
     unary = np.array([_log_unary(vertebra, vertebrae, limits) for vertebra in vertebrae])
     ends = _log_end(vertebrae[-1], limits)
@@ -61,7 +68,13 @@ def name_levels(vertebrae: tuple[VertebraEvidence, ...], limits: ChainLimits | N
     probabilities = np.einsum("s,svl->vl", weights, np.array([s.probabilities for s in solved]))
     variant = float(weights @ np.array([s.variant for s in solved]))
     path = solved[int(np.argmax(evidence))].path
-    return _named(vertebrae, path, probabilities, variant, limits)
+    chain = _named(vertebrae, path, probabilities, variant, limits)
+    return chain if slice_mm <= limits.thickest_slice_mm else _with_thick_slices(chain, limits)
+
+
+def _with_thick_slices(chain: NamedChain, limits: ChainLimits) -> NamedChain:
+    capped = tuple(min(confidence, limits.disagreement_confidence) for confidence in chain.confidences)
+    return replace(chain, confidences=capped, discs_resolved=False)
 
 
 def _named(

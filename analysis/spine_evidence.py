@@ -44,7 +44,9 @@ class ChainLimits:
     Radiology 2011; Thawait et al. 2012). `network_weight` tempers the network: its errors are the same for all
     vertebrae of a scan, so a chain of n vertebrae counts as at most `network_votes` independent ones. `regular_step`:
     distance of neighbours over the one expected for their names and the person's size; outside of it a vertebra was
-    found twice or missed (two fractured neighbours reach 0.65), and no count goes across it.
+    found twice or missed (two fractured neighbours reach 0.65), and no count goes across it. `thickest_slice_mm`: the
+    discs about T12 and L1 are 5 to 8 mm high; in slices of 8.5 and 10 mm a body was found twice in such a way that no
+    step was odd enough to tell.
     """
 
     eleven_ribs: float = 0.015
@@ -68,6 +70,7 @@ class ChainLimits:
     disagreement_confidence: float = 0.8
     ribs_alone_confidence: float = 0.85
     regular_step: tuple[float, float] = (0.62, 1.5)
+    thickest_slice_mm: float = 6.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

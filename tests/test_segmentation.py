@@ -1,5 +1,6 @@
 """The whole segmentation with the committed networks: real series, degraded series, series without a spine."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,9 @@ def test_a_level_below_the_limit_is_flagged_with_its_probability_and_the_landmar
     flags = level_flags(levels, chain, LIMITS)
     assert [flag.code for flag in flags] == ["LEVEL_UNCERTAIN"]
     assert "0.90" in flags[0].text and "landmarks in view: none" in flags[0].text
+    assert "slices above 6 mm" not in flags[0].text
+    thick = level_flags(levels, replace(chain, discs_resolved=False), LIMITS)
+    assert "slices above 6 mm do not tell neighbours apart" in thick[0].text
 
 
 @needs_data

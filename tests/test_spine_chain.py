@@ -173,3 +173,11 @@ def test_a_sliver_of_a_vertebra_at_the_edge_of_the_series_does_not_break_the_cou
     assert not broken_counts(tuple(seen), path, ChainLimits())
     chain = name_levels(tuple(seen))
     assert chain.names[3:6] == ("T12", "L1", "L2") and min(chain.confidences[3:6]) > 0.9
+
+
+def test_slices_thicker_than_a_disc_name_no_level_with_confidence() -> None:
+    """In slices of 8.5 mm one body was found twice without an odd step: four levels were named wrongly with 0.95."""
+    seen = chain_of(levels_between("T9", "L5"), sacrum=1.0, network_shift=None)
+    thin, thick = name_levels(seen, slice_mm=5.0), name_levels(seen, slice_mm=8.5)
+    assert thin.names == thick.names and min(thin.confidences) > 0.9 and thin.discs_resolved
+    assert max(thick.confidences) <= ChainLimits().disagreement_confidence and not thick.discs_resolved

@@ -62,6 +62,7 @@ class CaseScore:
     body_dice: tuple[float, ...]
     flags: tuple[str, ...]
     seconds: float
+    missed_whole: tuple[str, ...]  # levels that no edge of the series cuts
 
 
 def score_case(case: SimulatedCase, networks: Networks, limits: SegmentationLimits) -> CaseScore:
@@ -70,7 +71,7 @@ def score_case(case: SimulatedCase, networks: Networks, limits: SegmentationLimi
         segmentation = segment_vertebrae(case.volume, networks, limits)
     except NoVertebraError as error:
         missed = tuple(LevelMatch(name, "-", 0.0, float("inf"), "missed") for name, _, _ in case.levels)
-        return CaseScore(case.name, missed, (), (), (error.code,), 0.0)
+        return CaseScore(case.name, missed, (), (), (error.code,), 0.0, missed_whole_levels(case, missed))
     limit = limits.min_level_confidence
     matches = tuple(match_level(name, centroid, segmentation.levels, limit) for name, centroid, _ in case.levels)
     by_name = {level.name: level.label for level in segmentation.levels}
@@ -84,7 +85,13 @@ def score_case(case: SimulatedCase, networks: Networks, limits: SegmentationLimi
             body.append(dice(found & (segmentation.body >= 2), true & true_body))
     seconds = sum(t for _, t in segmentation.timings_s)
     codes = tuple(flag.code for flag in segmentation.flags)
-    return CaseScore(case.name, matches, tuple(vertebra), tuple(body), codes, seconds)
+    missed_whole = missed_whole_levels(case, matches)
+    return CaseScore(case.name, matches, tuple(vertebra), tuple(body), codes, seconds, missed_whole)
+
+
+def missed_whole_levels(case: SimulatedCase, matches: tuple[LevelMatch, ...]) -> tuple[str, ...]:
+    pairs = zip(case.levels, matches, strict=True)
+    return tuple(match.marked for (_, _, whole), match in pairs if whole and match.verdict == "missed")
 
 
 def _label_at(case: SimulatedCase, centroid: tuple[float, float, float]) -> int:
@@ -115,13 +122,26 @@ def print_scores(scores: list[CaseScore]) -> None:
             f"\n{title}: {len(matches)} vertebrae, "
             + ", ".join(f"{k} {n} ({n / len(matches):.1%})" for k, n in counts.items())
         )
-    vertebra = [d for s in scores for d in s.vertebra_dice]
-    body = [d for s in scores for d in s.body_dice]
-    if vertebra:
-        for title, values in (("vertebra", vertebra), ("body", body)):
+    print_names(scores)
+    print_overlap(scores)
+    print(f"\n{np.mean([score.seconds for score in scores]):.1f} s per series")
+
+
+def print_names(scores: list[CaseScore]) -> None:
+    """Names whatever their confidence, and whole vertebrae that were not found."""
+    found = [m for s in scores for m in s.matches if m.verdict != "missed"]
+    named = sum(m.found == m.marked for m in found)
+    print(f"\nnamed as they are, sure or not: {named} of {len(found)} found ({named / max(1, len(found)):.1%})")
+    missed = [f"{s.name} {level}" for s in scores for level in s.missed_whole]
+    print(f"\nwhole vertebrae not found: {len(missed)} {', '.join(missed)}")
+
+
+def print_overlap(scores: list[CaseScore]) -> None:
+    for title in ("vertebra", "body"):
+        values = [d for s in scores for d in getattr(s, f"{title}_dice")]
+        if values:
             print(f"\n{title} Dice, {len(values)} complete ones: {np.mean(values):.3f}", end="")
             print(f", 5th percentile {np.percentile(values, 5):.3f}")
-    print(f"\n{np.mean([score.seconds for score in scores]):.1f} s per series")
 
 
 def score_index(index: int, coarse: Path, fine: Path, threads: int) -> CaseScore:
