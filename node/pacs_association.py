@@ -28,6 +28,7 @@ from node.destinations import CommitmentUse, Destination
 
 LOGGER = logging.getLogger(__name__)
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+PAUSE_LIMIT_S = 1.0  # pynetdicom's reactor pauses within milliseconds
 MAXIMUM_CONTEXTS = 128  # PS3.8 9.3.2: odd identifiers 1 to 255
 TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
 
@@ -120,28 +121,29 @@ def associate(call: Call) -> Iterator[PacsAssociation]:
         yield PacsAssociation(association)
     finally:
         if association.is_established:
-            _release(association, 2 * destination.connect_timeout_s)
+            _release(association)
         ae.shutdown()
 
 
-def _release(association: Association, limit_s: float) -> None:
-    """Release, and end the association if that takes too long.
+def _release(association: Association) -> None:
+    """Release without waiting for ever.
 
-    pynetdicom (3.0.4) waits without limit until its reactor says that it paused. An N-EVENT-REPORT, which it serves in
-    another thread, takes that word back when it arrives at this moment, and the wait would never end.
+    pynetdicom (3.0.4) waits without limit until its reactor says that it paused. An N-EVENT-REPORT that ends at this
+    moment, served in another thread, takes that word back while the reactor stands at its checkpoint.
     """
-    guard = threading.Timer(limit_s, _end, (association,))
-    guard.start()
-    association.release()
-    guard.cancel()
+    released = threading.Event()
+    threading.Thread(target=_repeat_that_it_paused, args=(association, released), daemon=True).start()
+    try:
+        association.release()
+    finally:
+        released.set()
 
 
-def _end(association: Association) -> None:
-    """Killed twice: the first ends the reactor, which takes back that it paused, the second says so for good."""
-    LOGGER.warning("the association with %s did not end by itself and was cut off", association.acceptor.ae_title)
-    association.kill()
-    association.join()
-    association.kill()
+def _repeat_that_it_paused(association: Association, released: threading.Event) -> None:
+    while not released.wait(PAUSE_LIMIT_S):
+        if not association._is_paused:
+            LOGGER.info("the release of an association stood still, because an answer came at the same time; goes on")
+            association._is_paused = True
 
 
 def _request(ae: AE, call: Call) -> Association:
