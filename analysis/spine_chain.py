@@ -7,7 +7,7 @@ gives the names. Variants (11 or 13 pairs of ribs, 4 or 6 lumbar vertebrae) are 
 ribs and sacrum that disagree pull the probability apart instead of being overruled.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class NamedChain:
     anchors_disagree: bool
     variant: float
     probabilities: NDArray[np.float64] = field(repr=False)
-    discs_resolved: bool = True
+    discs_resolved: bool
 
 
 def name_levels(
@@ -68,13 +68,7 @@ def name_levels(
     probabilities = np.einsum("s,svl->vl", weights, np.array([s.probabilities for s in solved]))
     variant = float(weights @ np.array([s.variant for s in solved]))
     path = solved[int(np.argmax(evidence))].path
-    chain = _named(vertebrae, path, probabilities, variant, limits)
-    return chain if slice_mm <= limits.thickest_slice_mm else _with_thick_slices(chain, limits)
-
-
-def _with_thick_slices(chain: NamedChain, limits: ChainLimits) -> NamedChain:
-    capped = tuple(min(confidence, limits.disagreement_confidence) for confidence in chain.confidences)
-    return replace(chain, confidences=capped, discs_resolved=False)
+    return _named(vertebrae, path, probabilities, variant, limits, slice_mm <= limits.thickest_slice_mm)
 
 
 def _named(
@@ -83,25 +77,27 @@ def _named(
     probabilities: NDArray[np.float64],
     variant: float,
     limits: ChainLimits,
+    discs_resolved: bool,
 ) -> NamedChain:
     anchors = find_anchors(vertebrae)
     names = tuple(LEVELS[level] for level in path)
     broken = broken_counts(vertebrae, path, limits)
     disagree = anchors_disagree(vertebrae, names) or any(path[i + 1] >= INDEX["T11"] for i in broken)
     counted = tuple(anchor for anchor in anchors if not (anchor == "first rib" and broken))
-    ceiling = _ceiling(counted, disagree, last_reach_mm(vertebrae) is not None, limits)
+    ceiling = _ceiling(counted, disagree or not discs_resolved, last_reach_mm(vertebrae) is not None, limits)
     confidences = tuple(float(min(probabilities[i, level], ceiling)) for i, level in enumerate(path))
-    return NamedChain(names, confidences, anchors, disagree, variant, probabilities)
+    return NamedChain(names, confidences, anchors, disagree, variant, probabilities, discs_resolved)
 
 
-def _ceiling(anchors: tuple[str, ...], disagree: bool, reach_known: bool, limits: ChainLimits) -> float:
+def _ceiling(anchors: tuple[str, ...], in_doubt: bool, reach_known: bool, limits: ChainLimits) -> float:
     """The highest confidence that the landmarks in view allow. One end of the rib cage alone is not enough: with
     rudimentary 12th ribs, which a network overlooks, the last rib seen is the 11th and every name one level too low.
-    When it is known how far the last rib reaches, the chain has weighed that already.
+    When it is known how far the last rib reaches, the chain has weighed that already. The count is in doubt where
+    landmarks disagree and where slices are thicker than discs.
     """
     if not anchors:
         return limits.no_anchor_confidence
-    if disagree:
+    if in_doubt:
         return limits.disagreement_confidence
     alone = anchors == ("first rib",) or (anchors == ("last rib",) and not reach_known)
     return limits.ribs_alone_confidence if alone else 1.0

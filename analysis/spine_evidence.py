@@ -45,8 +45,8 @@ class ChainLimits:
     vertebrae of a scan, so a chain of n vertebrae counts as at most `network_votes` independent ones. `regular_step`:
     distance of neighbours over the one expected for their names and the person's size; outside of it a vertebra was
     found twice or missed (two fractured neighbours reach 0.65), and no count goes across it. `thickest_slice_mm`: the
-    discs about T12 and L1 are 5 to 8 mm high; in slices of 8.5 and 10 mm a body was found twice in such a way that no
-    step was odd enough to tell.
+    discs about T12 and L1 are 5 to 8 mm high; in slices of 8.5 mm a body was found twice in such a way that no step
+    was odd enough to tell.
     """
 
     eleven_ribs: float = 0.015

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from node.pacs_association import Call, associate
-from tests.fake_pacs import Behaviour, fake_pacs
+from tests.fake_pacs import fake_pacs
 from tests.test_sender import destination, wait_for
 
 
@@ -22,7 +22,7 @@ def test_a_release_goes_on_when_the_word_that_the_reactor_paused_was_taken_back(
 ) -> None:
     """Seen once in some fifty reports on a busy machine: reactor at its checkpoint, `_is_paused` false for ever."""
     caplog.set_level("INFO", "node")
-    with fake_pacs(Behaviour()) as pacs:
+    with fake_pacs() as pacs:
         started = time.monotonic()
         with associate(Call(destination(pacs.port), "QCT-NODE")) as association:
             raw = association.raw

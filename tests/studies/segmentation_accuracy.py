@@ -55,15 +55,16 @@ def overlap_rows(case: RealCase, segmentation: Segmentation) -> list[OverlapRow]
     )
     rows = []
     for level in case.annotation.vertebrae:
+        label = LEVEL_LABELS[level.level]
+        known = [(name, truth[0] == label, parts) for name, truth, parts in structures if truth and label in truth[1]]
+        if not known:
+            continue
         outline = segmentation.labels == nearest_label(segmentation, level.centroid_lps_mm)
-        for name, truth, parts in structures:
-            if truth is None or _label(level.level) not in truth[1]:
-                continue
-            drawn = truth[0] == _label(level.level)
+        for name, drawn, parts in known:
             found = outline & np.isin(segmentation.body, parts)
             rows.append(_overlap(case, name, level.level, found, drawn))
             if name == "body" and case.vertebrae is not None:
-                behind = (case.vertebrae[0] == _label(level.level)) & ~drawn
+                behind = (case.vertebrae[0] == label) & ~drawn
                 rows.append(_overlap(case, BODY_ALONE, level.level, found & ~behind, drawn))
     return rows
 
@@ -73,10 +74,6 @@ def _overlap(
 ) -> OverlapRow:
     distance = mean_surface_distance_mm(found, drawn, case.volume.spacing_mm)
     return OverlapRow(case.name, structure, level, dice(found, drawn), distance)
-
-
-def _label(level: str) -> int:
-    return LEVEL_LABELS[level]
 
 
 def print_overlap(rows: list[OverlapRow]) -> None:
