@@ -55,12 +55,12 @@ def in_boxes(
 ) -> tuple[tuple[slice, slice, slice], tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
     """A part of the grid around the vertebra, and which of its voxels lie in the box on the right and on the left."""
     part = _near(grid, centroid_mm, 75.0)
-    index = np.stack(np.meshgrid(*(np.arange(p.start, p.stop) for p in part), indexing="ij"), axis=-1)
-    offset = grid.to_axis_mm(index) - centroid_mm
-    up, behind, left = _frame(axis)
-    inside = _between(offset @ up, box.up_mm) & _between(offset @ behind, box.behind_mm)
-    aside = offset @ left
-    return part, (inside & _between(-aside, box.aside_mm), inside & _between(aside, box.aside_mm))
+    offsets_mm = [
+        grid.origin_mm[a] + np.arange(p.start, p.stop) * grid.spacing_mm - centroid_mm[a] for a, p in enumerate(part)
+    ]
+    up_mm, behind_mm, aside_mm = (_along(direction, offsets_mm) for direction in _frame(axis))
+    inside = _between(up_mm, box.up_mm) & _between(behind_mm, box.behind_mm)
+    return part, (inside & _between(-aside_mm, box.aside_mm), inside & _between(aside_mm, box.aside_mm))
 
 
 def rib_contact(volumes_ml: tuple[float, float], in_view: tuple[bool, bool], box: RibBox) -> float | None:
@@ -90,6 +90,13 @@ def _frame(axis: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.f
     left /= np.linalg.norm(left)
     behind = np.cross(left, axis)
     return axis, behind if behind[1] > 0 else -behind, left
+
+
+def _along(direction: NDArray[np.float64], offsets_mm: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Distances along a direction of all voxels of a box, from their offsets along the three axes."""
+    z, y, x = (component * offset for component, offset in zip(direction, offsets_mm, strict=True))
+    distances: NDArray[np.float64] = z[:, None, None] + y[:, None] + x
+    return distances
 
 
 def _between(values: NDArray[np.float64], limits: tuple[float, float]) -> NDArray[np.bool_]:

@@ -195,7 +195,7 @@ def outline_vertebrae(
         batch = batch.contiguous(memory_format=torch.channels_last_3d)
         with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = model(batch)["tissue"]
-        probabilities = logits.float().softmax(dim=1).cpu()
+        probabilities = logits.float().softmax(dim=1)
         crops += [summarise(view, grid, p, network) for grid, p in zip(grids, probabilities, strict=True)]
     return crops
 

@@ -33,7 +33,7 @@ from analysis.segmentation import (
 from analysis.spine_chain import NamedChain, name_levels
 from analysis.spine_evidence import INDEX, VertebraEvidence
 from analysis.vertebra_labels import LABELS, SACRUM_LABEL
-from analysis.vertebra_outline import FineCrop, on_view
+from analysis.vertebra_outline import FineCrop, most_probable, on_view
 from analysis.volume import CtVolume
 
 BACKENDS = ("vbnet", "totalsegmentator")
@@ -173,7 +173,7 @@ def _body_map(
         placed = on_view(crop, view, 1, device)
         if placed is not None:
             box, probabilities = placed
-            classes = (1 + probabilities[1:].argmax(dim=0)).cpu().numpy().astype(np.uint8)
+            classes = (1 + most_probable(probabilities[1:])).cpu().numpy()
             own = (labels[box.slices] == LABELS[name]) & (probabilities[0] < 0.5).cpu().numpy()
             body[box.slices][own] = classes[own]
     return body

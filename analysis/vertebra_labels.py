@@ -11,7 +11,7 @@ from torch import Tensor
 
 from analysis.resampling import CanonicalView, IsotropicGrid, to_view, view_box
 from analysis.spine_detection import SACRUM, CoarseMaps
-from analysis.vertebra_outline import POSTERIOR, FineCrop, grow, largest_component, on_view
+from analysis.vertebra_outline import POSTERIOR, FineCrop, grow, largest_component, most_probable, on_view
 
 LABELS = {"C": 7, "T13": 28, "L6": 25} | {f"T{i}": 7 + i for i in range(1, 13)} | {f"L{i}": 19 + i for i in range(1, 6)}
 SACRUM_LABEL = 26
@@ -77,7 +77,7 @@ def assemble_maps(
             continue
         box, probabilities = placed
         part = (torch.clamp(1.0 - probabilities[0], 0, 1) * 255).to(torch.uint8).cpu().numpy()
-        classes = (1 + probabilities[1:].argmax(dim=0)).to(torch.uint8).cpu().numpy()
+        classes = (1 + most_probable(probabilities[1:])).cpu().numpy()
         limit = np.where(classes == POSTERIOR, POSTERIOR_LIMIT, BODY_LIMIT) * 255
         wins = (part > limit) & (part > best[box.slices])
         best[box.slices][wins] = part[wins]

@@ -5,6 +5,7 @@ Exit codes: 0 done (a patient result was reported, a calibration was accepted), 
 once without loading the networks.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -305,6 +306,8 @@ def train_segmentation(
     resume: Annotated[bool, typer.Option(help="go on from the run's checkpoint")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     iterations: Annotated[int | None, typer.Option(help="instead of the preset's, for a short trial")] = None,
+    minutes: Annotated[float, typer.Option(help="end the training after this time")] = math.inf,
+    workers: Annotated[int, typer.Option(help="processes that paint ahead; some seven keep a card busy")] = 1,
 ) -> None:
     """Train the coarse or fine VB-Net on CT simulated from label maps and on labelled CT."""
     with exit_codes():
@@ -313,8 +316,9 @@ def train_segmentation(
 
         keep_freed_memory()
         request = TrainingRequest(
-            stage, preset, tuple(data), out, start_from=start_from, resume=resume, device=device, iterations=iterations
-        )
+            stage, preset, tuple(data), out, start_from=start_from, resume=resume, device=device, iterations=iterations,
+            workers=workers, minutes=minutes,
+        )  # fmt: skip
         CONSOLE.print(f"weights: {train(request, CONSOLE)}", markup=False)
 
 

@@ -258,6 +258,25 @@ def _run(folder: RunFolder, total: int) -> Trainer:
     return trainer
 
 
+def test_a_run_ends_when_its_time_is_over_and_keeps_what_it_learned(tmp_path: Path) -> None:
+    trainer = Trainer(FINE, PRESET)
+    settings = LoopSettings(10_000, workers=0, limit_s=1e-6)
+    run(trainer, fine_source, RunFolder(tmp_path), settings, lambda iteration, record: None)
+    assert trainer.iteration == 1
+    assert read_checkpoint(Trainer(FINE, PRESET), RunFolder(tmp_path))
+    assert "dice body cancellous" in json.loads(RunFolder(tmp_path).history.read_text().splitlines()[-1])
+
+
+def test_the_learning_rate_falls_with_the_clock_where_that_is_ahead_of_the_iterations() -> None:
+    preset = replace(PRESET, cosine=True, warmup=0, iterations=1000)
+    rates = []
+    for share_of_time in (0.0, 0.5, 1.0):
+        trainer = Trainer(FINE, preset)
+        trainer.step([fine_source(0)], share_of_time)
+        rates.append(trainer.optimiser.param_groups[0]["lr"] / preset.learning_rate)
+    assert rates == pytest.approx([1.0, 0.5, 0.01])
+
+
 def test_the_deep_heads_are_not_part_of_the_network_that_is_saved() -> None:
     trainer = Trainer(FINE, PRESET)
     assert set(trainer.average.state_dict()) == set(VBNet(FINE).state_dict())

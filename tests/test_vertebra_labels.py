@@ -6,6 +6,7 @@ import torch
 from analysis.resampling import IsotropicGrid, canonical_view, covering_grid
 from analysis.spine_detection import SACRUM, CoarseMaps
 from analysis.vertebra_labels import sacrum_on_view
+from analysis.vertebra_outline import most_probable
 from analysis.volume import CtVolume
 
 LOWEST_MM = np.array([160.0, 60.0, 60.0])  # centroid of the lowest vertebra: height, back, left
@@ -41,3 +42,9 @@ def test_a_shoulder_blade_taken_for_a_sacrum_is_not_drawn_however_large_it_is() 
 
 def test_the_wings_of_the_sacrum_may_stand_a_little_above_the_lowest_vertebra() -> None:
     assert drawn_heights_mm(slice(20, 43)) == (80.0, 168.0)
+
+
+def test_the_most_probable_class_is_that_of_the_largest_probability_and_the_first_of_equal_ones() -> None:
+    probabilities = torch.rand((6, 8, 9, 10), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(most_probable(probabilities).long(), probabilities.argmax(dim=0))
+    assert int(most_probable(torch.tensor([0.2, 0.4, 0.4]))) == 1

@@ -13,6 +13,7 @@ from analysis.training.anatomy import BODY, CODE, POSTERIOR, Anatomy
 from analysis.training.paint import AIR_HU, Scene, TextureBank, paint_body, random_scanner, scan
 from analysis.training.samples import Sample
 from analysis.vbnet import VBNetConfig, centroid_cue, normalise_hu
+from analysis.vertebra_outline import most_probable
 
 # Structures that are sampled smoothly, in this order; 0 is everything else.
 _SMOOTH = ("else", "body", "posterior", "other body", "other posterior", "sacrum", "rib", "other bone", "disc", "canal")
@@ -138,8 +139,8 @@ def fine_scene(
     box = tuple(slice(a, b) for a, b in zip(low, np.maximum(high, low + 4), strict=True))
     local = placement.source - torch.from_numpy(low.astype(np.float32))
     kinds = _kinds(anatomy, box, level)
-    shares = F.one_hot(torch.from_numpy(kinds).long(), len(_SMOOTH)).permute(3, 0, 1, 2).float()
-    smooth = sample_linear(shares, local).argmax(dim=0).to(torch.uint8)
+    shares = (torch.from_numpy(kinds) == torch.arange(len(_SMOOTH)).view(-1, 1, 1, 1)).float()
+    smooth = most_probable(sample_linear(shares, local))
     index = _nearest(local, kinds.shape)
     shift = local + torch.tensor([float(rng.uniform(-1, 1) * FineRanges().organ_shift_mm / anatomy.spacing_mm), 0, 0])
     soft = _pick(anatomy.soft[box], _nearest(shift, kinds.shape))

@@ -86,9 +86,9 @@ class Trainer:
         fast += list(self.deep.parameters())
         return [{"params": slow, "factor": 1.0}, {"params": fast, "factor": self.preset.head_rate}]
 
-    def step(self, batch: list[Sample]) -> dict[str, float]:
-        """One optimiser step on samples of any sizes; mean of each loss term."""
-        self._set_rate()
+    def step(self, batch: list[Sample], share_of_time: float = 0.0) -> dict[str, float]:
+        """One optimiser step on samples of any sizes; mean of each loss term. share_of_time : 0..1 of that allowed."""
+        self._set_rate(share_of_time)
         sums: dict[str, float] = {}
         for sample in batch:
             terms = self._loss(sample)
@@ -118,11 +118,12 @@ class Trainer:
     def _image(self, sample: Sample) -> Tensor:
         return sample.image[None].to(self.device).contiguous(memory_format=torch.channels_last_3d)
 
-    def _set_rate(self) -> None:
+    def _set_rate(self, share_of_time: float) -> None:
         preset, done = self.preset, self.iteration
         rate = preset.learning_rate * min(1.0, (done + 1) / max(1, preset.warmup))
         if preset.cosine:
-            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, done / max(1, preset.iterations))))
+            share = min(1.0, max(share_of_time, done / max(1, preset.iterations)))
+            rate *= 0.5 * (1 + math.cos(math.pi * share))
             rate = max(rate, preset.learning_rate * 0.01)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
@@ -130,8 +131,7 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.preset.ema, self.iteration / (self.iteration + 10))
-        for kept, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            kept.lerp_(new, 1 - decay)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
     @torch.inference_mode()
     def validate(self, samples: list[Sample]) -> dict[str, float]:
@@ -198,10 +198,14 @@ def batches(source: SampleSource, first: int, preset: Preset, total: int, worker
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """total : iterations of the run; times in seconds and iterations between checkpoints and validations."""
+    """total : iterations of the run; times in seconds and iterations between checkpoints and validations.
+
+    limit_s : the run ends after this time if it comes first; the learning rate then falls with the clock
+    """
 
     total: int
     workers: int = 1
+    limit_s: float = math.inf
     checkpoint_every_s: float = 120.0
     validate_every: int = 100
 
@@ -210,12 +214,14 @@ def run(
     trainer: Trainer, source: SampleSource, folder: RunFolder, settings: LoopSettings,
     progress: Callable[[int, dict[str, float]], None],
 ) -> None:  # fmt: skip
-    """Train until `settings.total` iterations; negative sample numbers are the validation set."""
+    """Train to `settings.total` iterations or the end of the time; negative sample numbers are the validation set."""
     held_out = [source(-1 - i) for i in range(6)]
-    last_saved = time.monotonic()
+    started = last_saved = time.monotonic()
     for batch in batches(source, trainer.iteration, trainer.preset, settings.total, settings.workers):
-        record = trainer.step(batch)
-        if trainer.iteration % settings.validate_every == 0 or trainer.iteration == settings.total:
+        share_of_time = (time.monotonic() - started) / settings.limit_s
+        record = trainer.step(batch, share_of_time)
+        last = trainer.iteration == settings.total or share_of_time >= 1
+        if trainer.iteration % settings.validate_every == 0 or last:
             record |= trainer.validate(held_out)
         with folder.history.open("a") as history:
             history.write(json.dumps({"iteration": trainer.iteration, **record}) + "\n")
@@ -223,4 +229,6 @@ def run(
         if time.monotonic() - last_saved > settings.checkpoint_every_s:
             write_checkpoint(trainer, folder)
             last_saved = time.monotonic()
+        if last:
+            break
     write_checkpoint(trainer, folder)

@@ -42,6 +42,10 @@ PRESETS = {
     "finetune": Preset(
         "finetune", 500, learning_rate=5e-4, warmup=20, real_share=0.4, weights=LossWeights(level=1.0, centroid=2.0)
     ),
+    "finetune-long": Preset(
+        "finetune-long", 20000, batch=2, learning_rate=5e-4, warmup=100, ema=0.998, real_share=0.35,
+        weights=LossWeights(level=1.0, centroid=2.0),
+    ),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ The run folder holds the prepared cases, the checkpoint, the history, its curves
 """
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -52,6 +53,7 @@ class TrainingRequest:
     prepared_dir : where prepared cases are kept and shared between runs; the run folder when None
     start_from : weights to begin with
     iterations : instead of the preset's, for short trials
+    minutes : longest time of the training itself; the learning rate falls with the clock where that is sooner
     pool : number of deformed torsos for the coarse stage
     procedural : number of procedurally built torsos; None = 8 where there are no whole-torso label maps, else none
     """
@@ -70,6 +72,7 @@ class TrainingRequest:
     procedural: int | None = None
     workers: int = 1
     threads: int = 0
+    minutes: float = math.inf
 
 
 def train_segmentation(request: TrainingRequest, console: Console | None = None) -> Path:
@@ -95,7 +98,8 @@ def train_segmentation(request: TrainingRequest, console: Console | None = None)
         def report(iteration: int, record: dict[str, float]) -> None:
             progress.update(task, completed=iteration, description=f"{request.stage} loss {record['loss']:.3f}")
 
-        run(trainer, source, RunFolder(request.out_dir), LoopSettings(preset.iterations, request.workers), report)
+        settings = LoopSettings(preset.iterations, request.workers, request.minutes * 60)
+        run(trainer, source, RunFolder(request.out_dir), settings, report)
     return finish(request, trainer)
 
 
@@ -205,10 +209,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--workers", type=int, default=1, help="processes that paint ahead; 0 paints between steps")
     parser.add_argument("--threads", type=int, default=0, help="processor cores to use; 0 for all")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end the training after this time")
     a = parser.parse_args(arguments)
     request = TrainingRequest(
         a.stage, a.preset, tuple(a.data), a.out, a.prepared, a.start_from, not a.fresh, a.device, a.seed, a.iterations,
-        pool=a.pool, procedural=a.procedural, workers=a.workers, threads=a.threads,
+        pool=a.pool, procedural=a.procedural, workers=a.workers, threads=a.threads, minutes=a.minutes,
     )  # fmt: skip
     Console().print(f"weights: {train_segmentation(request)}")
     return 0
