@@ -10,6 +10,7 @@ import torch
 
 from analysis.errors import ModelError
 from analysis.training.anatomy import BODY, CODE, POSTERIOR, derive_anatomy
+from analysis.training.average import main as average
 from analysis.training.coarse_samples import CoarseCase, coarse_sample
 from analysis.training.curves import draw_curves
 from analysis.training.deform import coarse_target, deform
@@ -21,7 +22,7 @@ from analysis.training.presets import PRESETS, preset_of
 from analysis.training.samples import IGNORE
 from analysis.training.segmentation import iterations_of
 from analysis.training.sources import FineSource
-from analysis.vbnet import VBNet, coarse_config, fine_config
+from analysis.vbnet import VBNet, coarse_config, fine_config, load_network, save_network
 from tests.training_builders import BODY_HEIGHT, FIRST_LEVEL, LAST_LEVEL, SPACING_MM, small_anatomy, small_labels
 
 ANATOMY = small_anatomy()
@@ -275,6 +276,17 @@ def test_the_learning_rate_falls_with_the_clock_where_that_is_ahead_of_the_itera
         trainer.step([fine_source(0)], share_of_time)
         rates.append(trainer.optimiser.param_groups[0]["lr"] / preset.learning_rate)
     assert rates == pytest.approx([1.0, 0.5, 0.01])
+
+
+def test_averaged_weights_are_the_mean_of_both_and_different_stages_are_refused(tmp_path: Path) -> None:
+    for name, config, seed in (("a", FINE, 1), ("b", FINE, 2), ("coarse", COARSE, 1)):
+        torch.manual_seed(seed)
+        save_network(tmp_path / name, VBNet(config), config)
+    assert average([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "mean")]) == 0
+    a, b, mean = (load_network(tmp_path / name).network.state_dict() for name in ("a", "b", "mean"))
+    assert all(torch.allclose(mean[name], (a[name] + b[name]) / 2, atol=1e-3) for name in mean)
+    with pytest.raises(ModelError, match="of fine, coarse; expected"):
+        average([str(tmp_path / "a"), str(tmp_path / "coarse"), "--out", str(tmp_path / "mean")])
 
 
 def test_the_deep_heads_are_not_part_of_the_network_that_is_saved() -> None:

@@ -29,11 +29,9 @@ def card(loaded: LoadedNetwork, name: str, command: str, notes: str) -> str:
     )
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts)
     metrics = "\n".join(f"| {label.removeprefix('dice ')} | {value:.3f} |" for label, value in config.training.metrics)
-    return (
-        f"# {config.stage.capitalize()} VB-Net\n\n| | |\n|---|---|\n{rows}\n\n"
-        "Dice of held-out simulated samples at the end of training:\n\n"
-        f"| class | Dice |\n|---|---|\n{metrics}\n\n{notes}\n"
-    )
+    title = "Dice of held-out simulated samples at the end of training:"
+    scores = f"{title}\n\n| class | Dice |\n|---|---|\n{metrics}\n\n" if metrics else ""
+    return f"# {config.stage.capitalize()} VB-Net\n\n| | |\n|---|---|\n{rows}\n\n{scores}{notes}\n"
 
 
 def main(arguments: list[str]) -> int:
