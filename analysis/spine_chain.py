@@ -24,7 +24,7 @@ from analysis.spine_evidence import (
     anchors_disagree,
     broken_counts,
     find_anchors,
-    last_reach_mm,
+    last_rib_measured,
 )
 
 
@@ -84,7 +84,7 @@ def _named(
     broken = broken_counts(vertebrae, path, limits)
     disagree = anchors_disagree(vertebrae, names) or any(path[i + 1] >= INDEX["T11"] for i in broken)
     counted = tuple(anchor for anchor in anchors if not (anchor == "first rib" and broken))
-    ceiling = _ceiling(counted, disagree or not discs_resolved, last_reach_mm(vertebrae) is not None, limits)
+    ceiling = _ceiling(counted, disagree or not discs_resolved, last_rib_measured(vertebrae, limits), limits)
     confidences = tuple(float(min(probabilities[i, level], ceiling)) for i, level in enumerate(path))
     return NamedChain(names, confidences, anchors, disagree, variant, probabilities, discs_resolved)
 
@@ -92,7 +92,7 @@ def _named(
 def _ceiling(anchors: tuple[str, ...], in_doubt: bool, reach_known: bool, limits: ChainLimits) -> float:
     """The highest confidence that the landmarks in view allow. One end of the rib cage alone is not enough: with
     rudimentary 12th ribs, which a network overlooks, the last rib seen is the 11th and every name one level too low.
-    When it is known how far the last rib reaches, the chain has weighed that already. The count is in doubt where
+    When it is known how far the last ribs reach, the chain has weighed that already. The count is in doubt where
     landmarks disagree and where slices are thicker than discs.
     """
     if not anchors:

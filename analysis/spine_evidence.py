@@ -46,7 +46,9 @@ class ChainLimits:
     distance of neighbours over the one expected for their names and the person's size; outside of it a vertebra was
     found twice or missed (two fractured neighbours reach 0.65), and no count goes across it. `thickest_slice_mm`: the
     discs about T12 and L1 are 5 to 8 mm high; in slices of 8.5 mm a body was found twice in such a way that no step
-    was odd enough to tell.
+    was odd enough to tell. `eleventh_reach_mm`: where the tip of the last rib is lost, a rib above it that is shorter
+    is an 11th; with rudimentary 12th ribs names are then wrong as seldom as where the last rib itself is measured
+    (tests.studies.rudimentary_ribs).
     """
 
     eleven_ribs: float = 0.015
@@ -71,6 +73,7 @@ class ChainLimits:
     ribs_alone_confidence: float = 0.85
     regular_step: tuple[float, float] = (0.62, 1.5)
     thickest_slice_mm: float = 6.0
+    eleventh_reach_mm: float = 135.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,6 +161,10 @@ def _way_mm(above: int, below: int) -> float:
     return float(sum(SPACING_MM[level] for level in passed))
 
 
-def last_reach_mm(vertebrae: tuple[VertebraEvidence, ...]) -> float | None:
+def last_rib_measured(vertebrae: tuple[VertebraEvidence, ...], limits: ChainLimits) -> bool:
+    """Whether it is known how far the last rib reaches, or that the one above it is too short for a 10th."""
     last = last_rib(vertebrae)
-    return None if last is None else vertebrae[last].rib_length_mm
+    if last is None:
+        return False
+    above_mm = vertebrae[last - 1].rib_length_mm if last > 0 else None
+    return vertebrae[last].rib_length_mm is not None or (above_mm is not None and above_mm < limits.eleventh_reach_mm)

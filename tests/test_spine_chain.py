@@ -66,6 +66,21 @@ def test_a_last_rib_as_long_as_an_eleventh_leaves_the_levels_uncertain() -> None
     assert max(chain.confidences) < 0.9
 
 
+def test_a_short_rib_above_the_last_stands_in_for_a_tip_that_is_lost() -> None:
+    """An 11th reaches 111 to 176 mm, a 10th about 180: what is too short for a 10th makes the last rib a 12th."""
+    names = levels_between("T9", "L3")
+    chain = name_levels(chain_of(names, reaches_mm={"T11": 125.0}))
+    assert chain.names == names and min(chain.confidences) > 0.9
+
+
+def test_a_long_rib_above_the_last_leaves_the_levels_uncertain() -> None:
+    """It may be a 10th, and the last one an 11th above rudimentary 12th ribs."""
+    chain = name_levels(chain_of(levels_between("T9", "L3"), reaches_mm={"T11": 150.0}))
+    assert max(chain.confidences) <= ChainLimits().ribs_alone_confidence
+    rudimentary = name_levels(chain_of(levels_between("T8", "L3"), ribless=("T12",), reaches_mm={"T10": 180.0}))
+    assert max(rudimentary.confidences) < 0.9
+
+
 def test_a_stub_at_the_last_rib_may_be_a_lumbar_rib_and_is_never_sure() -> None:
     chain = name_levels(chain_of(levels_between("T9", "L3"), network_shift=None, reaches_mm={"T12": 25.0}))
     assert max(chain.confidences) < 0.9
