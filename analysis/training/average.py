@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from analysis.errors import ModelError
 from analysis.vbnet import LoadedNetwork, VBNet, load_network, save_network
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     networks = [load_network(path) for path in options.weights]
     summary = replace(networks[-1].config.training, metrics=())  # those were the last one's own
     sha256 = save_network(options.out, average_networks(networks), replace(networks[-1].config, training=summary))
-    print(f"weights: {options.out}, SHA-256 {sha256}")
+    Console().print(f"weights: {options.out}, SHA-256 {sha256}")
     return 0
 
 
