@@ -157,6 +157,7 @@ def measure_vertebra(
         voi_centre_lps_mm=voi.centre_lps_mm,
         terms=terms,
         level_confidence=level_confidence,
+        flags=voi.flags,
     )
 
 

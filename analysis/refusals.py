@@ -112,6 +112,7 @@ REASONS: dict[str, ReasonText] = {
     "VOI_FRAME": ReasonText("The endplates cannot be fitted", "Measure by hand"),
     "VOI_MARGIN": ReasonText("No VOI keeps its distance to the cortex", "Measure by hand"),
     "VOI_COVERAGE": ReasonText("The VOI covers too little of the cancellous section", "Measure by hand"),
+    "VOI_SMALL": ReasonText("The VOI covers less of the cancellous section than usual", "None; the BMD stands. Small vertebrae leave little room"),
     "VOI_EXCLUSIONS": ReasonText("Too much of the VOI is bone island, vein or vacuum", "Have the vertebra read; measure by hand"),
     "VOI_HU_RANGE": ReasonText("The mean CT number is not one of trabecular bone", "Check the images"),
     "NO_USABLE_VERTEBRA": ReasonText("None of the configured levels can be measured", "See the reason of each level"),

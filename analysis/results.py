@@ -288,6 +288,7 @@ class Voi:
     outlines_lps_mm: tuple[
         tuple[tuple[float, float, float], ...], ...
     ] = ()  # closed polyline on the middle source slice
+    flags: tuple[Reason, ...] = ()  # VOI_SMALL
 
 
 @dataclass(frozen=True, slots=True)

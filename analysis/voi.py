@@ -14,7 +14,8 @@ import scipy
 from numpy.typing import NDArray
 
 from analysis.errors import VoiError
-from analysis.results import Segmentation, Voi
+from analysis.refusals import reason
+from analysis.results import Reason, Segmentation, Voi
 from analysis.vertebra_frame import VertebraCrop, VertebraFrame, crop_vertebra, fit_frame
 from analysis.voi_cylinder import cylinder_weights, outline_lps_mm
 from analysis.voi_oval import Oval, fit_oval
@@ -105,8 +106,17 @@ def _voi(
         volume_mm3=float(kept.sum()) * crop.volume.voxel_volume_mm3,
         excluded_fraction=excluded,
         rule_version=rule.version,
+        flags=_small(oval.area_mm2 / section_mm2, rule),
     )
     return _with_outline(voi, crop.volume, frame)
+
+
+def _small(covered: float, rule: VoiRule) -> tuple[Reason, ...]:
+    """The margin leaves small vertebrae less than the usual part of their section."""
+    if covered >= rule.usual_fraction:
+        return ()
+    text = f"the oval covers {covered:.2f} of the cancellous section; usual is at least {rule.usual_fraction}"
+    return (reason("VOI_SMALL", text),)
 
 
 def _with_outline(voi: Voi, volume: CtVolume, frame: VertebraFrame) -> Voi:

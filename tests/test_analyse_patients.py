@@ -123,6 +123,7 @@ CASES: dict[str, Case] = {
     "phantom labelled as patient": Case(phantom_as_patient, ("NO_SPINE", "PHANTOM_AS_PATIENT")),
     "margins that no vertebra allows": Case(HEALTHY, ("VOI_MARGIN",), (), {"voi": {"margin_mm": 9}}),
     "a section that no oval fills": Case(HEALTHY, ("VOI_COVERAGE",), (), {"voi": {"min_fraction": 0.72}}),
+    "a section filled less than usual": Case(HEALTHY, (), ("VOI_SMALL",), {"voi": {"usual_fraction": 0.72}}),
     "bone outside the configured range": Case(HEALTHY, ("VOI_HU_RANGE",), (), {"bmd": {"voi_mean_hu": [-50, 40]}}),
 }
 
@@ -202,7 +203,8 @@ def test_what_is_wrong_with_a_patient_comes_back_by_its_code(
     expected = (3, "refused") if case.reasons else (0, "reported")
     assert (exit_code, report["status"]) == expected, report["reasons"]
     assert set(case.reasons) <= codes(report["reasons"]), report["reasons"]
-    assert set(case.flags) <= codes(report["flags"]), report["flags"]
+    flags = [*report["flags"], *(flag for vertebra in report["vertebrae"] for flag in vertebra["flags"])]
+    assert set(case.flags) <= codes(flags), flags
     assert set(case.texture) <= texture_codes(report), report["radiomics_model"]
     assert bool(report["vertebrae"]) is not bool(case.reasons)
 

@@ -22,6 +22,7 @@ from analysis.bmd import (
 )
 from analysis.errors import AnalysisError, VoiError
 from analysis.reference_data import find_reference
+from analysis.refusals import reason
 from analysis.results import Classification, Material, UncertaintyTerm, VertebraBmd, Voi
 from analysis.volume import CtVolume, axial_affine
 from tests.voi_builders import BETA, SIGMA, LineSpec, chosen_calibration
@@ -33,7 +34,7 @@ def voi_of(weights: np.ndarray, level: str = "L1") -> Voi:
     return Voi(
         level=level, weights=weights.astype(np.float32), start=(2, 3, 4), centre_lps_mm=(0.0, 0.0, 0.0),
         normal_lps=(0.0, 0.0, 1.0), semi_axes_mm=(15.0, 10.0), depth_mm=9.0, cancellous_fraction=0.62,
-        volume_mm3=4000.0, excluded_fraction=0.0, rule_version="oval-2",
+        volume_mm3=4000.0, excluded_fraction=0.0, rule_version="oval-3",
     )  # fmt: skip
 
 
@@ -67,6 +68,12 @@ def test_the_mean_is_weighted_by_the_part_of_each_voxel_in_the_voi() -> None:
 def test_a_known_density_comes_back_through_the_line() -> None:
     for bmd in (-20.0, 40.0, 80.0, 120.0, 200.0):
         assert vertebra("L1", bmd).bmd_mg_cm3 == pytest.approx(bmd, abs=1e-3)
+
+
+def test_what_the_voi_says_of_itself_travels_with_the_density() -> None:
+    small = replace(voi_of(np.ones((6, 12, 12))), flags=(reason("VOI_SMALL", "covers 0.52"),))
+    measured = measure_vertebra(uniform_volume(140.0), small, chosen_calibration())
+    assert [flag.code for flag in measured.flags] == ["VOI_SMALL"]
 
 
 def test_a_mean_that_no_trabecular_bone_has_is_no_bmd() -> None:

@@ -200,6 +200,18 @@ def test_an_oval_that_covers_too_little_is_refused() -> None:
     assert refusal.value.code in {"VOI_COVERAGE", "VOI_MARGIN"}
 
 
+def test_a_small_section_is_measured_and_says_so() -> None:
+    """The margin leaves an oval in a small vertebra a smaller part of it; the density is that of its middle."""
+    built = spine(replace(PAIR, half_width_mm=13.65, half_depth_mm=10.1, height_mm=22.3))
+    voi = place_voi(built.volume, built.segmentation, "L1", VoiRule(margin_mm=2.3))
+    assert 0.50 <= voi.cancellous_fraction < 0.55
+    assert [flag.code for flag in voi.flags] == ["VOI_SMALL"]
+    assert mean_bmd(built, voi) == pytest.approx(120.0, abs=2.0)
+    with pytest.raises(VoiError, match=r"covers 0\.5\d of the cancellous section; expected at least 0\.55") as refusal:
+        place_voi(built.volume, built.segmentation, "L1", VoiRule(margin_mm=2.3, min_fraction=0.55))
+    assert refusal.value.code == "VOI_COVERAGE"
+
+
 def test_a_voi_that_is_mostly_something_else_is_refused() -> None:
     built = spine(replace(PAIR, inside_hu=900.0))
     with pytest.raises(VoiError) as refusal:

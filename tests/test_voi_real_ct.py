@@ -15,12 +15,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from analysis.bmd import weighted_statistics
 from analysis.errors import VoiError
 from analysis.results import Segmentation, Voi
 from analysis.segmentation import SegmentationLimits, segment_vertebrae
 from analysis.training.volume_files import read_ct, read_labels
 from analysis.vertebra_frame import crop_vertebra, fit_frame
 from analysis.voi import place_voi
+from analysis.voi_rule import VoiRule
 from analysis.volume import CtVolume
 from node.analysis_setup import MODELS_FOLDER, load_networks
 from tests.data import SHARED_DATA, needs_data
@@ -140,9 +142,21 @@ def _core_hu(
     return float(hu[np.abs(hu - np.median(hu)) < 300].mean())
 
 
+@needs_data
+def test_an_oval_that_covers_half_of_the_section_reads_nearly_the_same_density() -> None:
+    """Why small vertebrae may be measured: 5 HU are 4 mg/cm3, two vertebrae of one person differ by more."""
+    volume, truth = abdomen()
+    levels = ("T12", "L1", "L2", "L3", "L4")
+    usual, half = (
+        [weighted_statistics(volume, place_voi(volume, truth, level, rule))[0] for level in levels]
+        for rule in (VoiRule(), VoiRule(target_fraction=0.5))
+    )
+    assert np.abs(np.subtract(usual, half)).max() < 5.0
+
+
 # The largest oval covers 0.549 of the small T12 of the thoracic CT (522 mm2, known without cortex) and 0.54 of the flat
-# L5 of the abdomen: the rule refuses both (expected at least 0.55), and that is what must happen.
-EXPECTED = {"abdomen-3mm": 5, "l3-subregions": 1, "cta-thoracic": 0}
+# L5 of the abdomen: less than usual (0.55), measured and flagged.
+EXPECTED = {"abdomen-3mm": 6, "l3-subregions": 1, "cta-thoracic": 1}
 
 
 @needs_data
@@ -163,5 +177,5 @@ def test_the_voi_lies_in_the_labelled_body_and_agrees_with_its_core(
     for r in rows:
         assert r.cortex_voxels == 0
         assert r.to_surface_mm > 2.0
-        assert 0.55 <= r.covered <= 0.75
+        assert 0.50 <= r.covered <= 0.75
         assert abs(r.voi_hu - r.slab_hu) < 5.0, f"{r.volume} {r.level}"
