@@ -86,6 +86,7 @@ class EarlierResult:
     bmd_mg_cm3: float
     material: Material
     terms: tuple[UncertaintyTerm, ...]
+    voi_rule_version: str
 
 
 def choose_levels(present: Sequence[str], rejected: Sequence[str], limits: BmdLimits) -> tuple[str, ...]:
@@ -158,6 +159,7 @@ def measure_vertebra(
         terms=terms,
         level_confidence=level_confidence,
         flags=voi.flags,
+        voi_rule_version=voi.rule_version,
     )
 
 
@@ -246,6 +248,7 @@ def summarise(vertebrae: Sequence[VertebraBmd], context: SummaryContext) -> BmdS
         water_equivalent_diameter_mm=context.water_equivalent_diameter_mm,
         rejected=context.rejected,
         flags=(*_level_flags(vertebrae, limits), *_scale_flags(bmd, context)),
+        voi_rule_version=vertebrae[0].voi_rule_version,
     )
 
 
@@ -308,10 +311,11 @@ def compare_with_earlier(summary: BmdSummary, earlier: EarlierResult) -> Longitu
     """Change since an earlier result and whether it exceeds the least significant change.
 
     LSC = 1.96 * sqrt(u1^2 + u2^2) over the terms that differ from scan to scan (2.77 u for equal u, ISCD). The
-    calibration line's certificate and the body size are the same both times and drop out. None when the levels or the
-    material differ: such results are not compared.
+    calibration line's certificate and the body size are the same both times and drop out. None when the levels,
+    the material or the rule that places the VOI differ: such results are not compared.
     """
-    if summary.levels != earlier.levels or summary.material != earlier.material:
+    quantity = (summary.levels, summary.material, summary.voi_rule_version)
+    if quantity != (earlier.levels, earlier.material, earlier.voi_rule_version):
         return None
     now, then = (
         combine([term for term in terms if term.name not in LONG_TERM_SHARED])

@@ -307,6 +307,7 @@ class VertebraBmd:
     terms: tuple[UncertaintyTerm, ...]
     level_confidence: float
     flags: tuple[Reason, ...] = ()
+    voi_rule_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +343,7 @@ class BmdSummary:
     water_equivalent_diameter_mm: float | None
     rejected: tuple[RejectedVertebra, ...] = ()
     flags: tuple[Reason, ...] = ()
+    voi_rule_version: str = ""  # of all its vertebrae; another rule is another method
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ def patient_report(result: PatientResult) -> dict[str, Any]:
         "bmd_mg_cm3": summary.bmd_mg_cm3 if summary else None,
         "u_bmd_mg_cm3": summary.u_bmd_mg_cm3 if summary else None,
         "material": str(summary.material) if summary else None,
+        "voi_rule_version": summary.voi_rule_version if summary else None,
         "classification": str(summary.classification) if summary and summary.classification else None,
         "limits_mg_cm3": list(summary.limits_mg_cm3) if summary else None,
         "borderline": summary.borderline if summary else None,
@@ -67,7 +68,8 @@ def patient_report(result: PatientResult) -> dict[str, Any]:
 def unread_report(refusal: Reason, series_instance_uid: str, study_instance_uid: str) -> dict[str, Any]:
     """The report of a study whose images could not even be read: the same fields, empty."""
     lists = ("flags", "protocol", "vertebrae", "levels", "uncertainty_terms", "rejected_vertebrae", "models")
-    values = ("acquired", "calibration", "bmd_mg_cm3", "u_bmd_mg_cm3", "material", "classification", "radiomics_model")
+    values = ("acquired", "calibration", "bmd_mg_cm3", "u_bmd_mg_cm3", "material", "voi_rule_version", "classification",
+              "radiomics_model")
     return {
         "schema": SCHEMA,
         "status": "refused",

@@ -76,6 +76,7 @@ def _as_earlier(report: dict[str, Any]) -> EarlierResult:
         report["bmd_mg_cm3"],
         Material(report["material"]),
         tuple(UncertaintyTerm(**term) for term in report["uncertainty_terms"]),
+        report.get("voi_rule_version") or "unknown",
     )
 
 

@@ -28,6 +28,7 @@ from analysis.volume import CtVolume, axial_affine
 from tests.voi_builders import BETA, SIGMA, LineSpec, chosen_calibration
 
 LIMITS = BmdLimits()
+BEFORE = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 def voi_of(weights: np.ndarray, level: str = "L1") -> Voi:
@@ -193,7 +194,7 @@ def test_a_single_vertebra_is_never_called_a_mean_and_a_fallback_is_said() -> No
 
 def test_a_change_is_stated_only_beyond_its_least_significant_change() -> None:
     summary = summarise([vertebra("L1", 100.0), vertebra("L2", 100.0)], context())
-    earlier = EarlierResult(datetime(2025, 1, 1, tzinfo=UTC), ("L1", "L2"), 102.0, Material.K2HPO4, summary.terms)
+    earlier = EarlierResult(BEFORE, ("L1", "L2"), 102.0, Material.K2HPO4, summary.terms, "oval-3")
     small = compare_with_earlier(summary, earlier)
     assert small is not None and not small.significant and small.change_mg_cm3 == pytest.approx(-2.0)
     large = compare_with_earlier(summary, replace(earlier, bmd_mg_cm3=112.0))
@@ -202,11 +203,13 @@ def test_a_change_is_stated_only_beyond_its_least_significant_change() -> None:
     assert large.least_significant_change_mg_cm3 == pytest.approx(1.96 * np.sqrt(2) * combine(varying))
 
 
-def test_results_of_other_levels_or_material_are_not_compared() -> None:
+def test_results_of_other_levels_material_or_voi_rule_are_not_compared() -> None:
     summary = summarise([vertebra("L1", 100.0), vertebra("L2", 100.0)], context())
-    earlier = EarlierResult(datetime(2025, 1, 1, tzinfo=UTC), ("L1", "L2"), 90.0, Material.K2HPO4, summary.terms)
+    earlier = EarlierResult(BEFORE, ("L1", "L2"), 90.0, Material.K2HPO4, summary.terms, "oval-3")
     assert compare_with_earlier(summary, replace(earlier, levels=("L2", "L3"))) is None
     assert compare_with_earlier(summary, replace(earlier, material=Material.HA)) is None
+    assert compare_with_earlier(summary, replace(earlier, voi_rule_version="oval-2")) is None
+    assert compare_with_earlier(summary, earlier) is not None
 
 
 def test_z_scores_come_from_a_sourced_group_of_the_same_scale_or_not_at_all() -> None:
