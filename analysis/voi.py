@@ -115,7 +115,7 @@ def _small(covered: float, rule: VoiRule) -> tuple[Reason, ...]:
     """The margin leaves small vertebrae less than the usual part of their section."""
     if covered >= rule.usual_fraction:
         return ()
-    text = f"the oval covers {covered:.2f} of the cancellous section; usual is at least {rule.usual_fraction}"
+    text = f"the oval covers {covered:.3f} of the cancellous section; usual is at least {rule.usual_fraction}"
     return (reason("VOI_SMALL", text),)
 
 

@@ -35,7 +35,7 @@ def fit_oval(section: Section, rule: VoiRule, level: str) -> Oval:
     oval = _largest_oval(_most_forward(_ovals_by_position(section), section, rule), section.border_mm)
     if oval.area_mm2 < rule.min_fraction * section.area_mm2:
         covered = oval.area_mm2 / section.area_mm2
-        text = f"the largest oval in {level} covers {covered:.2f} of the cancellous section"
+        text = f"the largest oval in {level} covers {covered:.3f} of the cancellous section"
         raise VoiError("VOI_COVERAGE", f"{text}; expected at least {rule.min_fraction}")
     wanted = min(rule.target_fraction, rule.max_fraction)
     return _scaled(oval, min(1.0, float(np.sqrt(wanted * section.area_mm2 / oval.area_mm2))))
