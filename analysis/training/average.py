@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     networks = [load_network(path) for path in options.weights]
     summary = replace(networks[-1].config.training, metrics=())  # those were the last one's own
     sha256 = save_network(options.out, average_networks(networks), replace(networks[-1].config, training=summary))
-    Console().print(f"weights: {options.out}, SHA-256 {sha256}")
+    Console(soft_wrap=True).print(f"weights: {options.out}, SHA-256 {sha256}")
     return 0
 
 
