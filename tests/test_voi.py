@@ -207,7 +207,7 @@ def test_a_small_section_is_measured_and_says_so() -> None:
     assert 0.50 <= voi.cancellous_fraction < 0.55
     assert [flag.code for flag in voi.flags] == ["VOI_SMALL"]
     assert mean_bmd(built, voi) == pytest.approx(120.0, abs=2.0)
-    with pytest.raises(VoiError, match=r"covers 0\.5\d\d of the cancellous section; expected at least 0\.55") as refusal:
+    with pytest.raises(VoiError, match=r"covers 0\.5\d\d of .*; expected at least 0\.55") as refusal:
         place_voi(built.volume, built.segmentation, "L1", VoiRule(margin_mm=2.3, min_fraction=0.55))
     assert refusal.value.code == "VOI_COVERAGE"
 
