@@ -113,7 +113,7 @@ CASES: dict[str, Case] = {
     "thick slices and a thin slab, neither known to the texture model": Case(
         HEALTHY, (), (), {"voi": {"depth_mm": 4}, **DEMONSTRATION}, ("RADIOMICS_ACQUISITION", "RADIOMICS_DOMAIN")
     ),
-    "no landmark": Case(patient(first="T12", last="L2"), ("LEVEL_UNCERTAIN",)),
+    "no landmark": Case(patient(**SHORT), ("LEVEL_UNCERTAIN",)),
     "six lumbar vertebrae": Case(
         patient(first="T12", variant=Variant.SIX_LUMBAR), ("LEVEL_UNCERTAIN",), ("TRANSITIONAL_ANATOMY",)
     ),

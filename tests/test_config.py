@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from analysis.errors import ConfigError
 from node.config import Config, load_config
 from node.config_file import read_config_file
 from node.destinations import Destination
+from tests.timing import shortest_s
 
 REFERENCE = Path(__file__).resolve().parents[1] / "config.yaml"
 # set by the program, not by a site
@@ -173,16 +173,18 @@ def test_check_config_answers_within_two_seconds_with_exit_code_2(tmp_path: Path
     """Processor time: the test machine may be busy with other work."""
     path = tmp_path / "config.yaml"
     path.write_text("node:\n  prot: 1\nbmd: {minimum_vertebrae: x}\n")
-    before = os.times()
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "node.commands", "check-config", str(path)],
-                          capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
-    after = os.times()
-    processor_s = after.children_user + after.children_system - before.children_user - before.children_system
-    assert done.returncode == 2
-    said = done.stderr.replace("\n", " ")
-    assert "node.prot" in said and "expected 'port'" in said and "bmd.minimum_vertebrae" in said
-    assert min(processor_s, time.monotonic() - started) < 2.0
+
+    def checked_s() -> float:
+        before = os.times()
+        done = subprocess.run([sys.executable, "-m", "node.commands", "check-config", str(path)],
+                              capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+        after = os.times()
+        assert done.returncode == 2
+        said = done.stderr.replace("\n", " ")
+        assert "node.prot" in said and "expected 'port'" in said and "bmd.minimum_vertebrae" in said
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert shortest_s(checked_s, 2.0) < 2.0
 
 
 def test_reading_the_configuration_loads_nothing_that_takes_long() -> None:
