@@ -85,7 +85,10 @@ def _named(
     disagree = anchors_disagree(vertebrae, names) or any(path[i + 1] >= INDEX["T11"] for i in broken)
     counted = tuple(anchor for anchor in anchors if not (anchor == "first rib" and broken))
     ceiling = _ceiling(counted, disagree or not discs_resolved, last_rib_measured(vertebrae, limits), limits)
-    confidences = tuple(float(min(probabilities[i, level], ceiling)) for i, level in enumerate(path))
+    # the landmarks that are left lie below a break: nothing ties what is above it to them
+    ceilings = [min(ceiling, limits.no_anchor_confidence) if i <= max(broken, default=-1) else ceiling
+                for i in range(len(path))]  # fmt: skip
+    confidences = tuple(float(min(probabilities[i, level], ceilings[i])) for i, level in enumerate(path))
     return NamedChain(names, confidences, anchors, disagree, variant, probabilities, discs_resolved)
 
 

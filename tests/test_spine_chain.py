@@ -167,6 +167,15 @@ def test_a_vertebra_overlooked_high_in_the_chest_breaks_the_count_from_the_first
     assert min(with_reach.confidences[-2:]) > 0.9
 
 
+def test_what_lies_above_two_overlooked_vertebrae_is_never_sure() -> None:
+    """T3 and T4 of a real chest were not found: T1 and T2 became T3 and T4, with 0.94."""
+    names = levels_between("T1", "L2")
+    seen = chain_of(names, missed=("T3", "T4"), network_shift=None, reaches_mm={"T12": 75.0})
+    chain = name_levels(seen)
+    assert max(chain.confidences[:2]) <= ChainLimits().no_anchor_confidence
+    assert chain.names[-2:] == ("L1", "L2") and min(chain.confidences[-2:]) > 0.9
+
+
 def test_two_fractured_neighbours_do_not_break_the_count() -> None:
     seen = list(chain_of(levels_between("T9", "L5"), sacrum=1.0, network_shift=None))
     lost_mm = 0.3 * np.linalg.norm(seen[4].centroid_mm - seen[5].centroid_mm)
