@@ -86,8 +86,8 @@ def _named(
     counted = tuple(anchor for anchor in anchors if not (anchor == "first rib" and broken))
     ceiling = _ceiling(counted, disagree or not discs_resolved, last_rib_measured(vertebrae, limits), limits)
     # the landmarks that are left lie below a break: nothing ties what is above it to them
-    ceilings = [min(ceiling, limits.no_anchor_confidence) if i <= max(broken, default=-1) else ceiling
-                for i in range(len(path))]  # fmt: skip
+    above_break = np.arange(len(path)) <= max(broken, default=-1)
+    ceilings = np.where(above_break, min(ceiling, limits.no_anchor_confidence), ceiling)
     confidences = tuple(float(min(probabilities[i, level], ceilings[i])) for i, level in enumerate(path))
     return NamedChain(names, confidences, anchors, disagree, variant, probabilities, discs_resolved)
 

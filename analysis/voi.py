@@ -87,6 +87,7 @@ def _voi(
 ) -> Voi:
     oval, section_mm2 = oval_and_section
     weights, kept = all_and_kept
+    covered = oval.area_mm2 / section_mm2
     excluded = 1.0 - float(kept.sum() / weights.sum())
     if excluded > rule.max_excluded_fraction:
         text = f"{excluded:.0%} of the VOI in {crop.level.name} is island, vein or vacuum"
@@ -102,11 +103,11 @@ def _voi(
         normal_lps=_triple(frame.axis_lps),
         semi_axes_mm=(oval.semi_lateral_mm, oval.semi_forward_mm),
         depth_mm=rule.depth_mm,
-        cancellous_fraction=oval.area_mm2 / section_mm2,
+        cancellous_fraction=covered,
         volume_mm3=float(kept.sum()) * crop.volume.voxel_volume_mm3,
         excluded_fraction=excluded,
         rule_version=rule.version,
-        flags=_small(oval.area_mm2 / section_mm2, rule),
+        flags=_small(covered, rule),
     )
     return _with_outline(voi, crop.volume, frame)
 

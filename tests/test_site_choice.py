@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 import pytest
 
 from analysis.bmd import EarlierResult, compare_with_earlier
-from analysis.results import SeriesHeader
 from node.report import patient_report
 from node.site_choice import earlier_result
 from storage.database import SessionFactory
@@ -46,11 +45,11 @@ def receive(sessions: SessionFactory, uid: str, patient_id: str) -> None:
         record_arrival(session, arrival(0, 0, patient_id=patient_id, **names))
 
 
-def found(sessions: SessionFactory, patient_id: str = "P1", header: SeriesHeader = TODAY) -> EarlierResult | None:
+def found(sessions: SessionFactory, patient_id: str = "P1") -> EarlierResult | None:
     """What is found for a study of today."""
     receive(sessions, "1.9", patient_id)
     with sessions() as session:
-        return earlier_result(session, "1.9", header)
+        return earlier_result(session, "1.9", TODAY)
 
 
 def test_the_last_result_before_this_scan_is_found(sessions: SessionFactory, reported: Report) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from analysis.segmentation import SegmentationLimits
 from analysis.spine_chain import name_levels
 from analysis.spine_evidence import RIB_REACH_MM, ChainLimits, VertebraEvidence
 from tests.spine_builders import chain_of, levels_between
@@ -40,7 +41,7 @@ def draw_spine(
 def named_l1(spine: tuple[VertebraEvidence, ...], names: tuple[str, ...]) -> str:
     """Whether L1 is named rightly with confidence, wrongly with confidence, or not with confidence."""
     chain, place = name_levels(spine), names.index("L1")
-    if chain.confidences[place] < 0.90:
+    if chain.confidences[place] < SegmentationLimits().min_level_confidence:
         return "uncertain"
     return "right" if chain.names[place] == "L1" else "wrong"
 
