@@ -5,10 +5,8 @@ on (stock DCMTK) waits for our acknowledgement of the first, which Linux delays 
 immediate acknowledgement after each piece we send ends that, without a change at the peer.
 """
 
-import logging
 import socket
 import ssl
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +23,9 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from analysis.errors import DeliveryError
 from node.delivery_status import Answer, Meaning, judge_rejection, judge_store
 from node.destinations import CommitmentUse, Destination
+from node.reactor_pause import pause_for_real
 
-LOGGER = logging.getLogger(__name__)
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-PAUSE_LIMIT_S = 1.0  # pynetdicom's reactor pauses within milliseconds
 MAXIMUM_CONTEXTS = 128  # PS3.8 9.3.2: odd identifiers 1 to 255
 TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
 
@@ -118,32 +115,11 @@ def associate(call: Call) -> Iterator[PacsAssociation]:
     if not association.is_established:
         raise _why_not(association, destination)
     try:
-        yield PacsAssociation(association)
+        yield PacsAssociation(pause_for_real(association))
     finally:
         if association.is_established:
-            _release(association)
+            association.release()
         ae.shutdown()
-
-
-def _release(association: Association) -> None:
-    """Release without waiting for ever.
-
-    pynetdicom (3.0.4) waits without limit until its reactor says that it paused. An N-EVENT-REPORT that ends at this
-    moment, served in another thread, takes that word back while the reactor stands at its checkpoint.
-    """
-    released = threading.Event()
-    threading.Thread(target=_repeat_that_it_paused, args=(association, released), daemon=True).start()
-    try:
-        association.release()
-    finally:
-        released.set()
-
-
-def _repeat_that_it_paused(association: Association, released: threading.Event) -> None:
-    while not released.wait(PAUSE_LIMIT_S):
-        if not association._is_paused:
-            LOGGER.info("the release of an association stood still, because an answer came at the same time; goes on")
-            association._is_paused = True
 
 
 def _request(ae: AE, call: Call) -> Association:

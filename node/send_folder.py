@@ -10,6 +10,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, Association, build_context
 
 from analysis.errors import DeliveryError
+from node.reactor_pause import pause_for_real
 
 MAXIMUM_CONTEXTS = 128  # of one association, PS3.8 9.3.2
 
@@ -68,7 +69,7 @@ def _associate(peer: Peer, contexts: Iterable[tuple[UID, UID]]) -> Association:
         raise DeliveryError(
             f"{peer.ae_title} at {peer.host}:{peer.port} did not accept the association", permanent=False
         )
-    return association
+    return pause_for_real(association)
 
 
 def _store(association: Association, path: Path, progress: Callable[[Path], None]) -> str | None:
