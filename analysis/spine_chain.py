@@ -24,7 +24,8 @@ from analysis.spine_evidence import (
     anchors_disagree,
     broken_counts,
     find_anchors,
-    last_rib_measured,
+    last_rib_fits,
+    reach_density,
 )
 
 
@@ -67,13 +68,15 @@ def name_levels(
     weights /= weights.sum()
     probabilities = np.einsum("s,svl->vl", weights, np.array([s.probabilities for s in solved]))
     variant = float(weights @ np.array([s.variant for s in solved]))
-    path = solved[int(np.argmax(evidence))].path
-    return _named(vertebrae, path, probabilities, variant, limits, slice_mm <= limits.thickest_slice_mm)
+    best = int(np.argmax(evidence))
+    path, scale = solved[best].path, float(scales[best])
+    return _named(vertebrae, path, scale, probabilities, variant, limits, slice_mm <= limits.thickest_slice_mm)
 
 
 def _named(
     vertebrae: tuple[VertebraEvidence, ...],
     path: tuple[int, ...],
+    scale: float,
     probabilities: NDArray[np.float64],
     variant: float,
     limits: ChainLimits,
@@ -84,7 +87,8 @@ def _named(
     broken = broken_counts(vertebrae, path, limits)
     disagree = anchors_disagree(vertebrae, names) or any(path[i + 1] >= INDEX["T11"] for i in broken)
     counted = tuple(anchor for anchor in anchors if not (anchor == "first rib" and broken))
-    ceiling = _ceiling(counted, disagree or not discs_resolved, last_rib_measured(vertebrae, limits), limits)
+    fits = last_rib_fits(vertebrae, names, scale, limits)
+    ceiling = _ceiling(counted, disagree or not discs_resolved, fits, limits)
     # the landmarks that are left lie below a break: nothing ties what is above it to them
     above_break = np.arange(len(path)) <= max(broken, default=-1)
     ceilings = np.where(above_break, min(ceiling, limits.no_anchor_confidence), ceiling)
@@ -92,17 +96,17 @@ def _named(
     return NamedChain(names, confidences, anchors, disagree, variant, probabilities, discs_resolved)
 
 
-def _ceiling(anchors: tuple[str, ...], in_doubt: bool, reach_known: bool, limits: ChainLimits) -> float:
+def _ceiling(anchors: tuple[str, ...], in_doubt: bool, reach_fits: bool, limits: ChainLimits) -> float:
     """The highest confidence that the landmarks in view allow. One end of the rib cage alone is not enough: with
     rudimentary 12th ribs, which a network overlooks, the last rib seen is the 11th and every name one level too low.
-    When it is known how far the last ribs reach, the chain has weighed that already. The count is in doubt where
-    landmarks disagree and where slices are thicker than discs.
+    When it is known how far the last ribs reach, and that does not speak against the names, the chain has weighed that
+    already. The count is in doubt where landmarks disagree and where slices are thicker than discs.
     """
     if not anchors:
         return limits.no_anchor_confidence
     if in_doubt:
         return limits.disagreement_confidence
-    alone = anchors == ("first rib",) or (anchors == ("last rib",) and not reach_known)
+    alone = anchors == ("first rib",) or (anchors == ("last rib",) and not reach_fits)
     return limits.ribs_alone_confidence if alone else 1.0
 
 
@@ -147,9 +151,8 @@ def log_reach(vertebrae: tuple[VertebraEvidence, ...], scale: float, limits: Cha
     for i, vertebra in enumerate(vertebrae):
         if vertebra.rib_length_mm is None:
             continue
-        for level, (mean_mm, sd_mm) in RIB_REACH_MM.items():
-            z = (vertebra.rib_length_mm / scale - mean_mm) / sd_mm
-            usual[i, INDEX[level]] = np.exp(-0.5 * z**2) / (sd_mm * np.sqrt(2 * np.pi))
+        for level in RIB_REACH_MM:
+            usual[i, INDEX[level]] = reach_density(vertebra.rib_length_mm / scale, level)
     result: NDArray[np.float64] = np.log(
         (1 - limits.rib_reach_wrong) * usual + limits.rib_reach_wrong * ANY_REACH_PER_MM
     )

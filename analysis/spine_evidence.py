@@ -48,7 +48,8 @@ class ChainLimits:
     discs about T12 and L1 are 5 to 8 mm high; in slices of 8.5 mm a body was found twice in such a way that no step
     was odd enough to tell. `eleventh_reach_mm`: where the tip of the last rib is lost, a rib above it that is shorter
     is an 11th; with rudimentary 12th ribs names are then wrong as seldom as where the last rib itself is measured
-    (tests.studies.rudimentary_ribs).
+    (tests.studies.rudimentary_ribs). `reach_against`: how many times likelier a reach may be for the 11th than for the
+    12th rib, or the other way round, before the name that it got stands alone against it (the same study).
     """
 
     eleven_ribs: float = 0.015
@@ -74,6 +75,7 @@ class ChainLimits:
     regular_step: tuple[float, float] = (0.62, 1.5)
     thickest_slice_mm: float = 6.0
     eleventh_reach_mm: float = 135.0
+    reach_against: float = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,10 +163,25 @@ def _way_mm(above: int, below: int) -> float:
     return float(sum(SPACING_MM[level] for level in passed))
 
 
-def last_rib_measured(vertebrae: tuple[VertebraEvidence, ...], limits: ChainLimits) -> bool:
-    """Whether it is known how far the last rib reaches, or that the one above it is too short for a 10th."""
+def last_rib_fits(
+    vertebrae: tuple[VertebraEvidence, ...], names: tuple[str, ...], scale: float, limits: ChainLimits
+) -> bool:
+    """Whether it is known how far the last rib reaches, in a person of this size, and that allows its name.
+
+    Where that is not known, the rib above it may be too short for a 10th.
+    """
     last = last_rib(vertebrae)
     if last is None:
         return False
+    reach_mm = vertebrae[last].rib_length_mm
+    if reach_mm is not None:
+        density = {level: reach_density(reach_mm / scale, level) for level in ("T11", "T12")}
+        return density.get(names[last], np.inf) * limits.reach_against >= max(density.values())
     above_mm = vertebrae[last - 1].rib_length_mm if last > 0 else None
-    return vertebrae[last].rib_length_mm is not None or (above_mm is not None and above_mm < limits.eleventh_reach_mm)
+    return above_mm is not None and above_mm < limits.eleventh_reach_mm
+
+
+def reach_density(reach_mm: float, level: str) -> float:
+    """Density per mm of a rib's reach, at the scale of `SPACING_MM`, for a level of `RIB_REACH_MM`."""
+    mean_mm, sd_mm = RIB_REACH_MM[level]
+    return float(np.exp(-0.5 * ((reach_mm - mean_mm) / sd_mm) ** 2) / (sd_mm * np.sqrt(2 * np.pi)))

@@ -66,6 +66,13 @@ def test_a_last_rib_as_long_as_an_eleventh_leaves_the_levels_uncertain() -> None
     assert max(chain.confidences) < 0.9
 
 
+def test_a_network_that_names_an_eleventh_rib_the_twelfth_makes_the_levels_uncertain() -> None:
+    """It counts ribs too, so where 12th ribs are rudimentary it may well take the 11th, which is long, for the 12th."""
+    rudimentary = chain_of(levels_between("T9", "L3"), ribless=("T12",), network_shift=1, reaches_mm={"T11": 145.0})
+    chain = name_levels(rudimentary)
+    assert chain.names[2] == "T12" and max(chain.confidences) <= ChainLimits().ribs_alone_confidence
+
+
 def test_a_short_rib_above_the_last_stands_in_for_a_tip_that_is_lost() -> None:
     """An 11th reaches 111 to 176 mm, a 10th about 180: what is too short for a 10th makes the last rib a 12th."""
     names = levels_between("T9", "L3")
