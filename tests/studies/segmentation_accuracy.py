@@ -8,6 +8,7 @@ used, which have seen the real volumes: leave-one-out figures need weights that 
 """
 
 import argparse
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -83,8 +84,19 @@ def print_overlap(rows: list[OverlapRow]) -> None:
     for structure in ("vertebra", "body", BODY_ALONE, "cancellous"):
         chosen = [row for row in rows if row.structure == structure]
         if chosen:
-            mean, distance = np.mean([r.dice for r in chosen]), np.mean([r.distance_mm for r in chosen])
-            print(f"| **mean of {len(chosen)}** | {structure} | | **{mean:.3f}** | **{distance:.2f}** |")
+            print_mean(f"vertebrae ({len(chosen)})", structure, chosen)
+            by_volume = itertools.groupby(chosen, lambda row: row.volume)  # the rows of a volume stand together
+            means = [OverlapRow(name, structure, "", *mean_overlap(list(of))) for name, of in by_volume]
+            print_mean(f"volumes' means ({len(means)})", structure, means)
+
+
+def print_mean(of_what: str, structure: str, rows: list[OverlapRow]) -> None:
+    overlap, distance_mm = mean_overlap(rows)
+    print(f"| **mean of {of_what}** | {structure} | | **{overlap:.3f}** | **{distance_mm:.2f}** |")
+
+
+def mean_overlap(rows: list[OverlapRow]) -> tuple[float, float]:
+    return float(np.mean([r.dice for r in rows])), float(np.mean([r.distance_mm for r in rows]))
 
 
 def print_levels(case: RealCase, segmentation: Segmentation, limit: float) -> None:
