@@ -1,10 +1,11 @@
 """How well the spine is found, named and outlined: real labelled volumes, real marked volumes, simulated patients.
 
-    python -m tests.studies.segmentation_accuracy [--models FOLDER] [--pictures FOLDER] [--only NAME]
+    python -m tests.studies.segmentation_accuracy [--models FOLDER] [--fine FILE] [--pictures FOLDER] [--only NAME]
     python -m tests.studies.segmentation_accuracy --simulated N [--models FOLDER] [--workers 2]
 
 Prints Markdown tables. `--models` holds coarse.safetensors and fine.safetensors; without it the committed ones are
-used, which have seen the real volumes: leave-one-out figures need weights that were trained without the scored volume.
+used, which have seen the real volumes: leave-one-out figures need weights that were trained without the scored volume,
+as `tests/golden/left_out_networks` holds them for `--fine`.
 """
 
 import argparse
@@ -43,8 +44,8 @@ class OverlapRow:
     distance_mm: float
 
 
-def networks_from(folder: Path) -> Networks:
-    return Networks(load_network(folder / "coarse.safetensors"), load_network(folder / "fine.safetensors"))
+def networks_from(folder: Path, fine: Path | None = None) -> Networks:
+    return Networks(load_network(folder / "coarse.safetensors"), load_network(fine or folder / "fine.safetensors"))
 
 
 def overlap_rows(case: RealCase, segmentation: Segmentation) -> list[OverlapRow]:
@@ -138,6 +139,7 @@ def score_real(networks: Networks, names: tuple[str, ...], pictures: Path | None
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, default=MODELS)
+    parser.add_argument("--fine", type=Path, help="fine network instead of the one in --models")
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--simulated", type=int, default=0, help="score this many simulated patients instead")
     parser.add_argument("--workers", type=int, default=1, help="simulated patients scored at once")
@@ -147,7 +149,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    networks = networks_from(options.models)
+    networks = networks_from(options.models, options.fine)
     for network in (networks.coarse, networks.fine):
         training = network.config.training
         data = ", ".join(training.data) or "unknown data"
