@@ -7,7 +7,7 @@ gives the names. Variants (11 or 13 pairs of ribs, 4 or 6 lumbar vertebrae) are 
 ribs and sacrum that disagree pull the probability apart instead of being overruled.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,19 +69,14 @@ def name_levels(
     probabilities = np.einsum("s,svl->vl", weights, np.array([s.probabilities for s in solved]))
     variant = float(weights @ np.array([s.variant for s in solved]))
     best = int(np.argmax(evidence))
-    path, scale = solved[best].path, float(scales[best])
-    return _named(vertebrae, path, scale, probabilities, variant, limits, slice_mm <= limits.thickest_slice_mm)
+    answer = replace(solved[best], probabilities=probabilities, variant=variant)
+    return _named(vertebrae, answer, float(scales[best]), limits, slice_mm <= limits.thickest_slice_mm)
 
 
 def _named(
-    vertebrae: tuple[VertebraEvidence, ...],
-    path: tuple[int, ...],
-    scale: float,
-    probabilities: NDArray[np.float64],
-    variant: float,
-    limits: ChainLimits,
-    discs_resolved: bool,
+    vertebrae: tuple[VertebraEvidence, ...], answer: "_Solved", scale: float, limits: ChainLimits, discs_resolved: bool
 ) -> NamedChain:
+    path, probabilities = answer.path, answer.probabilities
     anchors = find_anchors(vertebrae)
     names = tuple(LEVELS[level] for level in path)
     broken = broken_counts(vertebrae, path, limits)
@@ -93,7 +88,7 @@ def _named(
     above_break = np.arange(len(path)) <= max(broken, default=-1)
     ceilings = np.where(above_break, min(ceiling, limits.no_anchor_confidence), ceiling)
     confidences = tuple(float(min(probabilities[i, level], ceilings[i])) for i, level in enumerate(path))
-    return NamedChain(names, confidences, anchors, disagree, variant, probabilities, discs_resolved)
+    return NamedChain(names, confidences, anchors, disagree, answer.variant, probabilities, discs_resolved)
 
 
 def _ceiling(anchors: tuple[str, ...], in_doubt: bool, reach_fits: bool, limits: ChainLimits) -> float:

@@ -110,7 +110,7 @@ def time_ours(volume: CtVolume, options: argparse.Namespace) -> None:
 def time_plain(volume: CtVolume, options: argparse.Namespace) -> None:
     """The same volume through the plain network: resampling, windows with half overlap, argmax back on the grid.
 
-    In the precision of ours, which it gains from as much.
+    In the same precision as ours.
     """
     device, precision = choose_device(SegmentationLimits(device=options.device))
     network = PlainUNet().eval().to(device, precision).to(memory_format=torch.channels_last_3d)
