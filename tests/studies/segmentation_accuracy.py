@@ -1,7 +1,7 @@
 """How well the spine is found, named and outlined: real labelled volumes, real marked volumes, simulated patients.
 
     python -m tests.studies.segmentation_accuracy [--models FOLDER] [--fine FILE] [--pictures FOLDER] [--only NAME]
-    python -m tests.studies.segmentation_accuracy --simulated N [--models FOLDER] [--workers 2]
+    python -m tests.studies.segmentation_accuracy --simulated N [--models FOLDER] [--fine FILE] [--workers 2]
 
 Prints Markdown tables. `--models` holds coarse.safetensors and fine.safetensors; without it the committed ones are
 used, which have seen the real volumes: leave-one-out figures need weights that were trained without the scored volume,
@@ -13,6 +13,7 @@ import itertools
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,8 @@ from numpy.typing import NDArray
 import analysis
 from analysis.errors import NoVertebraError
 from analysis.results import Segmentation
-from analysis.segmentation import Networks, SegmentationLimits, segment_vertebrae
+from analysis.segmentation import Networks, SegmentationLimits, load_networks, segment_vertebrae
 from analysis.training.annotation import LEVEL_LABELS
-from analysis.vbnet import load_network
 from tests.studies.segmentation_cases import NAMES, RealCase, load_case
 from tests.studies.segmentation_metrics import dice, match_level, mean_surface_distance_mm, nearest_label
 from tests.studies.segmentation_pictures import overlay
@@ -45,7 +45,7 @@ class OverlapRow:
 
 
 def networks_from(folder: Path, fine: Path | None = None) -> Networks:
-    return Networks(load_network(folder / "coarse.safetensors"), load_network(fine or folder / "fine.safetensors"))
+    return load_networks(folder / "coarse.safetensors", fine or folder / "fine.safetensors")
 
 
 def overlap_rows(case: RealCase, segmentation: Segmentation) -> list[OverlapRow]:
@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> int:
         origin = f"{training.preset}, {training.iterations} iterations on {data}"
         print(f"{network.config.stage}: {origin}; SHA-256 {network.sha256[:12]}")
     if options.simulated:
-        score_simulated(options.models, options.simulated, options.workers)
+        score_simulated(partial(networks_from, options.models, options.fine), options.simulated, options.workers)
     else:
         score_real(networks, tuple(options.only or NAMES), options.pictures)
     return 0

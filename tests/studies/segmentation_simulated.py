@@ -5,18 +5,18 @@
 
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from analysis.errors import NoVertebraError
-from analysis.segmentation import Networks, SegmentationLimits, load_networks, segment_vertebrae
+from analysis.segmentation import Networks, SegmentationLimits, segment_vertebrae
 from analysis.simulation.patient import PatientSpec, random_patient, simulate_patient
 from analysis.volume import CtVolume
 from node.process_memory import keep_freed_memory
@@ -144,21 +144,16 @@ def print_overlap(scores: list[CaseScore]) -> None:
             print(f", 5th percentile {np.percentile(values, 5):.3f}")
 
 
-def score_index(index: int, coarse: Path, fine: Path, threads: int) -> CaseScore:
+def score_index(index: int, networks: Callable[[], Networks], threads: int) -> CaseScore:
     """Simulate and score one patient; what a worker process does."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    return score_case(simulate_case(index), load_networks(coarse, fine), SegmentationLimits())
+    return score_case(simulate_case(index), networks(), SegmentationLimits())
 
 
-def score_simulated(models: Path, count: int, workers: int) -> list[CaseScore]:
-    """Score the first `count` patients of the set, `workers` at once."""
-    one = partial(
-        score_index,
-        coarse=models / "coarse.safetensors",
-        fine=models / "fine.safetensors",
-        threads=max(1, (os.cpu_count() or 1) // workers),
-    )
+def score_simulated(networks: Callable[[], Networks], count: int, workers: int) -> list[CaseScore]:
+    """Score the first `count` patients of the set, `workers` at once; each worker loads its own networks."""
+    one = partial(score_index, networks=networks, threads=max(1, (os.cpu_count() or 1) // workers))
     scores = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for score in pool.map(one, range(count)):
